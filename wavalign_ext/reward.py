@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
+from wavalign_ext.asr import normalize_text
 from wavalign_ext.codec import load_audio, load_codec
 from wavalign_ext.config import WavAlignConfig
 from wavalign_ext.layout import load_layout
@@ -39,7 +40,8 @@ class SpokenRewardManager(RewardManagerBase):
         answer = await self.loop.run_in_executor(None, self._answer, ids, item.non_tensor_batch)
         result = await self.mix(answer)
         score = math.nan if result.total is None else result.total
-        return {"reward_score": score, "reward_extra_info": self._extra(answer, result)}
+        info = item.non_tensor_batch.get("extra_info", {})
+        return {"reward_score": score, "reward_extra_info": _extra(info, answer, result)}
 
     def _answer(self, ids: list[int], row: dict[str, Any]) -> SpokenAnswer:
         split = self.layout.split(ids)
@@ -67,14 +69,17 @@ class SpokenRewardManager(RewardManagerBase):
             return None
         return load_audio(Path(self.wav.audio_root or ".") / path, self.codec.sample_rate)
 
-    def _extra(self, answer: SpokenAnswer, result: RewardResult) -> dict[str, Any]:
-        """What the dumps and verl's validation metrics show: numbers, strings, or None for a missing one."""
-        extra: dict[str, Any] = {
-            "text": answer.text,
-            "speech_codes": " ".join(map(str, answer.speech_codes)),
-            "transcript": result.extras.get("transcript"),
-            "wer": result.extras.get("wer"),
-            "missing": "; ".join(f"{name}: {why}" for name, why in result.reasons.items()),
-        }
-        extra |= {f"score_{name}": value for name, value in result.terms.items()}
-        return extra
+
+def _extra(info: dict[str, Any], answer: SpokenAnswer, result: RewardResult) -> dict[str, Any]:
+    """What the dumps and verl's validation metrics show: numbers, strings, or None for what is missing."""
+    extra: dict[str, Any] = {
+        "question": answer.question_text,
+        "question_audio": info.get("question_audio"),
+        "text": answer.text,
+        "transcript": result.extras.get("transcript"),
+        "wer": result.extras.get("wer"),
+        "missing": "; ".join(f"{name}: {why}" for name, why in result.reasons.items()),
+        "exact": float(normalize_text(answer.text) == normalize_text(answer.reference_text)),
+        "speech_codes": " ".join(map(str, answer.speech_codes)),
+    }
+    return extra | {f"score_{name}": value for name, value in result.terms.items()}

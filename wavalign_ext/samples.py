@@ -5,7 +5,6 @@ A step's dump is ``STEP.jsonl`` beside ``STEP/NUMBER.wav``; the WAV's path stand
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,14 @@ class SampleWriter:
         self.count = config.samples.count
 
     def write_rollouts(self, folder: str, step: int, keys: list[str], rows: Any) -> None:
-        """Dump a training step from the rows that verl's queue holds, ordered by prompt and session."""
+        """Dump a training step from the rows that verl's queue holds."""
         lines = []
-        columns = [list(rows[name]) for name in ("extra_info", "extra_fields", "rm_scores", "prompts")]
-        for key, info, fields, scores, prompt in zip(keys, *map(_plain, columns), strict=True):
-            score = float(sum(scores.tolist()))
-            lines.append(
-                {
-                    "key": key,
-                    "score": None if fields["reward_extra_info"]["missing"] else score,
-                    "question": info.get("question"),
-                    "question_audio": info.get("question_audio"),
-                    "prompt_tokens": len(prompt),
-                    **fields["reward_extra_info"],
-                }
-            )
-        self._write(Path(folder), step, sorted(lines, key=lambda line: line["key"]))
+        for key, fields, scores in zip(
+            keys, _plain(list(rows["extra_fields"])), rows["rm_scores"].unbind(), strict=True
+        ):
+            extra = fields["reward_extra_info"]
+            lines.append({"key": key, "score": None if extra["missing"] else scores.sum().item(), **extra})
+        self._write(Path(folder), step, lines)
 
     def write_validation(self, folder: str, step: int, columns: dict[str, Any]) -> None:
         """Dump a validation pass from the columns that verl hands to its own dump."""
@@ -50,7 +41,9 @@ class SampleWriter:
             lines.append(line | {name: values[number] for name, values in extra.items() if name != "reward"})
         self._write(Path(folder), step, lines)
 
-    def _write(self, folder: Path, step: int, lines: Iterable[dict[str, Any]]) -> None:
+    def _write(self, folder: Path, step: int, lines: list[dict[str, Any]]) -> None:
+        """Answers to one question stand together, and the same questions come first at every step."""
+        lines.sort(key=lambda line: (str(line["question_audio"]), line.get("key", "")))
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{step}.jsonl", "w") as file:
             for number, line in enumerate(lines):
@@ -67,4 +60,4 @@ class SampleWriter:
 
 def _plain(column: list[Any]) -> list[Any]:
     """Objects as they were put into the queue, out of tensordict's wrappers."""
-    return [getattr(value, "data", value) if not hasattr(value, "tolist") else value for value in column]
+    return [getattr(value, "data", value) for value in column]

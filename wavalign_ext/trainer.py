@@ -161,11 +161,10 @@ class WavAlignTrainer(PPOTrainerSync):
     # --- what people look at --------------------------------------------------------------------------------------
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
-        fields = ["uid", "prompts", "responses", "rm_scores", "extra_info", "extra_fields"]
-        data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=fields)
-        rows = real_rows(batch)
+        keys = [batch.keys[row] for row in real_rows(batch)]
+        data = tq.kv_batch_get(keys, batch.partition_id, select_fields=["rm_scores", "extra_fields"])
         future = self._dump_executor.submit(
-            self.samples.write_rollouts, rollout_data_dir, self.global_steps, [batch.keys[r] for r in rows], data[rows]
+            self.samples.write_rollouts, rollout_data_dir, self.global_steps, keys, data
         )
         self._dump_futures.append(future)
 

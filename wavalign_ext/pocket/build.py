@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wavalign_ext.pocket import DATA_SOURCE, SAMPLE_RATE, pocket_dir
-from wavalign_ext.pocket.domain import Question, items, questions, vocabulary
+from wavalign_ext.pocket.domain import Question, items, questions
 
 SEED = 0
 TRAIN_ROWS, VAL_ROWS = 1024, 192
@@ -121,7 +121,7 @@ class _Builder:
         from wavalign_ext.pocket.tokens import build_tokenizer
 
         layout = load_layout("pocket")
-        tokenizer = build_tokenizer(vocabulary(), layout)
+        tokenizer = build_tokenizer([text for q in questions() for text in (q.text, q.answer)], layout)
         tokenizer.save_pretrained(self.work / "model")
         units = load_codec({"type": "units", "path": self.work / "units"})
         codec = load_codec({"type": "mel_vq", "path": self.work / "codec"})

@@ -102,10 +102,5 @@ def questions() -> list[Question]:
     ]
 
 
-def vocabulary() -> list[str]:
-    """Every word of a question or an answer, sorted."""
-    return sorted({word for q in questions() for word in f"{q.text} {q.answer}".split()})
-
-
 def _sum(a: int, operation: str, b: int) -> str:
     return f"{NUMBERS[a]} {operation} {NUMBERS[b]}"

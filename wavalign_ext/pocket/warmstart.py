@@ -22,7 +22,7 @@ class WarmStart:
     heads: int = 6
     feed_forward: int = 512
     batch: int = 32
-    steps: int = 1500
+    steps: int = 450
     learning_rate: float = 1.5e-3
     warm_up: int = 60
     text_weight: float = 4.0

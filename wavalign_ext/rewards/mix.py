@@ -27,7 +27,9 @@ class RewardResult:
 class RewardMix:
     """The weighted mean of its terms. Build it with :func:`build_terms`."""
 
-    def __init__(self, terms: Mapping[str, RewardTerm], weights: Mapping[str, float], scale: tuple[float, float]) -> None:
+    def __init__(
+        self, terms: Mapping[str, RewardTerm], weights: Mapping[str, float], scale: tuple[float, float]
+    ) -> None:
         self.terms, self.weights, self.scale = dict(terms), dict(weights), scale
 
     async def __call__(self, answer: SpokenAnswer) -> RewardResult:

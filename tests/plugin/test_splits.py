@@ -1,0 +1,68 @@
+"""The same mini-batch on one rank and on two, in micro-batches of 1, 2, 4 and dynamic: the same gradient and λ."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+RELATIVE = 1e-5
+SPLITS = [(1, "2"), (1, "4"), (1, "dynamic60"), (2, "1"), (2, "4"), (2, "dynamic60")]
+REPLAY = Path(__file__).with_name("replay.py")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    Qwen2Tokenizer().save_pretrained(folder)
+    return folder
+
+
+def replay(model: Path, ranks: int, micro: str, out: Path) -> dict:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
+    command += ["--master_addr=127.0.0.1", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
+    environment = dict(os.environ, VERL_PLATFORM="cpu", OMP_NUM_THREADS="1")
+    done = subprocess.run(
+        [*command, str(REPLAY), str(model), micro, str(out)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return replay(model, 1, "1", tmp_path_factory.mktemp("whole") / "out.pt")
+
+
+@pytest.mark.parametrize(("ranks", "micro"), SPLITS)
+def test_gradients_do_not_depend_on_the_split(model: Path, whole: dict, tmp_path: Path, ranks: int, micro: str) -> None:
+    cut = replay(model, ranks, micro, tmp_path / "out.pt")
+    for name, expected in whole["grads"].items():
+        difference = (cut["grads"][name] - expected).norm() / expected.norm()
+        assert difference < RELATIVE, f"{name}: {difference:.1e}"
+    assert cut["loss"] == pytest.approx(whole["loss"], rel=RELATIVE)
+    assert cut["anchor_nll"] == pytest.approx(whole["anchor_nll"], rel=RELATIVE)
+    assert set(cut["lambdas"]) == set(whole["lambdas"]) and 0 < cut["lambdas"][0] < 1
+
+
+def test_the_mini_batch_tests_something(whole: dict) -> None:
+    assert all(gradient.norm() > 0 for gradient in whole["grads"].values())
+    assert whole["anchor_nll"] > 1
