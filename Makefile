@@ -17,7 +17,8 @@ install: $(STAMP)
 # Compiling bytecode here saves it from every Ray worker's start.
 $(STAMP): requirements/cpu.txt pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --no-deps --require-hashes -r requirements/cpu.txt
+	$(VENV)/bin/pip install --quiet uv
+	VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install --no-deps --require-hashes --compile-bytecode -r requirements/cpu.txt
 	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
