@@ -20,7 +20,7 @@ def supervised_row(
 ) -> dict[str, Any]:
     """A row that no rollout made, with every field of a rollout that verl's actor update reads.
 
-    1-D int64 ids and masks, 1-D float32 log-probs (all zero: no policy sampled this row), a 0-d row kind, temperature 1.
+    1-D int64 ids and masks, 1-D float32 log-probs (all 0: no policy sampled this row), 0-d row kind, temperature 1.
     """
     prompt = torch.as_tensor(prompt_ids, dtype=torch.int64)
     response = torch.as_tensor(target_ids, dtype=torch.int64)
@@ -55,7 +55,7 @@ def rows_to_tensordict(rows: Sequence[dict[str, Any]]) -> TensorDict:
     for name in rows[0]:
         column = [row[name] for row in rows]
         if not isinstance(column[0], torch.Tensor):
-            columns[name] = NonTensorStack(*column)
+            columns[name] = NonTensorStack(*column)  # pyright: ignore[reportAbstractUsage]
         elif column[0].dim() == 0:
             columns[name] = torch.stack(column)
         else:
@@ -95,6 +95,7 @@ def order_for_ranks(mini_batches: Sequence[Sequence[int]], seq_lens: Sequence[in
     per_rank: list[list[int]] = [[] for _ in range(ranks)]
     for rows in mini_batches:
         work = calculate_workload(torch.tensor([seq_lens[row] for row in rows], dtype=torch.int64))
-        for rank, part in enumerate(get_seqlen_balanced_partitions(work, ranks, equal_size=True)):
+        parts: Any = get_seqlen_balanced_partitions(work, ranks, equal_size=True)  # pyright: ignore[reportArgumentType]
+        for rank, part in enumerate(parts):
             per_rank[rank] += [rows[position] for position in part]
     return [row for rows in per_rank for row in rows]

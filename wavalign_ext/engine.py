@@ -18,7 +18,7 @@ def _unpinned(pin_memory: bool = False) -> CPUOffloadPolicy:
 
 class _OnCpu:
     def _build_fsdp_module(self, module: Any) -> Any:
-        original = transformer_impl.CPUOffloadPolicy
+        original = transformer_impl.CPUOffloadPolicy  # pyright: ignore[reportPrivateImportUsage]
         transformer_impl.CPUOffloadPolicy = _unpinned  # type: ignore[misc,assignment]
         try:
             return super()._build_fsdp_module(module)  # type: ignore[misc]

@@ -1,8 +1,8 @@
-"""How a model lays out a spoken response: which ids are speech, where chunks begin and end, how text and speech take turns.
+"""How a model lays out a spoken response: which ids are speech, where chunks begin, how text and speech take turns.
 
-A layout is data (``recipes/wavalign_recipes/layout/*.yaml``): tokens by name, a schedule, a codec. :meth:`Layout.resolve`
-turns names into the ids of one tokenizer and refuses what does not fit. Facts: the models' public code, as
-``LAYOUTS.md`` collects them.
+A layout is data (``recipes/wavalign_recipes/layout/*.yaml``): tokens by name, a schedule, a codec.
+:meth:`Layout.resolve` turns names into the ids of one tokenizer and refuses what does not fit. The schedules and token
+names are facts of the models' public code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True)
 class TokenRange:
-    """``count`` consecutive tokens ``pattern.format(0)``, …; ``first_id`` only where a tokenizer has no names for them."""
+    """``count`` consecutive tokens ``pattern.format(0)``, …; ``first_id`` where a tokenizer has no names for them."""
 
     pattern: str | None
     count: int
@@ -304,7 +304,7 @@ def known_layouts() -> list[str]:
 def _need(name: str, vocabulary: Mapping[str, int], what: str) -> int:
     if name not in vocabulary:
         raise LayoutError(
-            f"{what}: the tokenizer has no token {name!r}: use the model's own tokenizer, or the layout that belongs to it"
+            f"{what}: the tokenizer has no token {name!r}: use the model's own, or the layout that belongs to it"
         )
     return vocabulary[name]
 

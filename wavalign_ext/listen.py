@@ -1,4 +1,4 @@
-"""``python -m wavalign_ext.listen RUN``: what a run's model says, as a table of questions, answers, scores and WAV files.
+"""``python -m wavalign_ext.listen RUN``: what a run's model says: questions, answers, scores and WAV files in a table.
 
 Reads the newest validation dump of a run and puts each saved answer through Whisper tiny.en, whose vocabulary is open:
 the reward's recogniser knows the domain's sentences and is lenient.

@@ -63,7 +63,7 @@ def combined_loss(inputs: LossInputs, lam: float, coefficients: LossCoefficients
     text, speech = i.text_weight * on_rollouts, i.speech_weight * on_rollouts
 
     log_ratio = torch.clamp(i.logp - i.old_logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    # Outside their weight the old log-probs mean nothing (anchor rows have none), so their ratio must not reach a product.
+    # Where the weight is 0 the old log-probs mean nothing (anchor rows have none): their ratio must reach no product.
     ratio = torch.where(i.preference_weight > 0, log_ratio, 0.0).exp()
     clipped = torch.clamp(ratio, 1 - c.clip_low, 1 + c.clip_high)
     surrogate = torch.minimum(ratio * i.advantage, clipped * i.advantage)

@@ -39,6 +39,11 @@ def register_trainer(_: ModuleType) -> None:
     import wavalign_ext.trainer  # noqa: F401
 
 
+def register_agent_loop(_: ModuleType) -> None:
+    """verl's registry of agent loops gains ``spoken``."""
+    import wavalign_ext.agent_loop  # noqa: F401
+
+
 def register_engines(_: ModuleType) -> None:
     """verl's registry of training engines gains FSDP2 on the CPU."""
     import wavalign_ext.engine  # noqa: F401
@@ -123,6 +128,7 @@ ON_IMPORT: list[tuple[str, Callable[[ModuleType], None]]] = [
     ("verl.plugin.platform.platform_manager", register_platform),
     ("verl.utils.distributed", gloo_process_group),
     ("verl.workers.engine.fsdp.transformer_impl", register_engines),
+    ("verl.experimental.agent_loop.single_turn_agent_loop", register_agent_loop),
     ("verl.trainer.ppo.core_algos", register_estimator),
     ("verl.trainer.ppo.v1.trainer_sync", register_trainer),
     ("vllm.model_executor.layers.utils", keep_cpu_weights),

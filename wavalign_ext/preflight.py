@@ -46,40 +46,37 @@ def check_config(config: DictConfig) -> WavAlignConfig:
     actor, rollout, algorithm = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.algorithm
     from wavalign_ext.weights import AGGREGATIONS
 
-    rules = [
-        (
-            algorithm.adv_estimator == "wavalign",
-            f"algorithm.adv_estimator={algorithm.adv_estimator!r} is not allowed with trainer_mode=wavalign: use wavalign",
+    rules = {
+        "algorithm.adv_estimator": (algorithm.adv_estimator == "wavalign", "use wavalign with trainer_mode=wavalign"),
+        "actor_rollout_ref.actor.use_kl_loss": (
+            actor.use_kl_loss or wav.kl.text == wav.kl.speech == 0,
+            f"wavalign.kl (text {wav.kl.text}, speech {wav.kl.speech}) needs a reference policy: set it to true, "
+            "or both coefficients to 0",
         ),
-        (
-            not ((wav.kl.text > 0 or wav.kl.speech > 0) and not actor.use_kl_loss),
-            f"wavalign.kl={{text: {wav.kl.text}, speech: {wav.kl.speech}}} needs a reference policy: "
-            "set actor_rollout_ref.actor.use_kl_loss=true, or both coefficients to 0",
-        ),
-        (
+        "actor_rollout_ref.rollout.n": (
             rollout.n >= 2 or (wav.mixing.type == "fixed" and wav.mixing.value == 0),
-            f"actor_rollout_ref.rollout.n={rollout.n} is not allowed: an advantage compares at least 2 rollouts of a prompt",
+            "an advantage compares at least 2 rollouts of a prompt",
         ),
-        (
+        "actor_rollout_ref.actor.loss_agg_mode": (
             actor.loss_agg_mode in AGGREGATIONS,
-            f"actor_rollout_ref.actor.loss_agg_mode={actor.loss_agg_mode!r} is not allowed: one of {', '.join(AGGREGATIONS)}",
+            f"one of {', '.join(AGGREGATIONS)}",
         ),
-        (
+        "actor_rollout_ref.actor.shuffle": (
             not actor.shuffle,
-            "actor_rollout_ref.actor.shuffle=true is not allowed: each rank would shuffle by itself and part the mini-batches",
+            "each rank would shuffle by itself and tear mini-batches apart: set it to false",
         ),
-        (
+        "algorithm.use_kl_in_reward": (
             not algorithm.use_kl_in_reward,
-            "algorithm.use_kl_in_reward=true is not allowed: use wavalign.kl, which knows the modalities",
+            "use wavalign.kl, which knows the modalities, and set this to false",
         ),
-        (
+        "algorithm.rollout_correction.rollout_is": (
             not OmegaConf.select(config, "algorithm.rollout_correction.rollout_is"),
-            "algorithm.rollout_correction.rollout_is is not supported by the trainer wavalign: set it to null",
+            "the trainer wavalign does not apply it: set it to null",
         ),
-    ]
-    for ok, message in rules:
+    }
+    for key, (ok, remedy) in rules.items():
         if not ok:
-            raise ConfigError(message)
+            raise ConfigError(f"{key}={OmegaConf.select(config, key)!r} is not allowed: {remedy}")
     return wav
 
 

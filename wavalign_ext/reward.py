@@ -23,6 +23,8 @@ from wavalign_ext.rewards import RewardResult, SpokenAnswer, build_terms
 class SpokenRewardManager(RewardManagerBase):
     """Splits a response by the layout, decodes its speech, and asks every reward term."""
 
+    tokenizer: Any
+
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any = None, **_: Any) -> None:
         super().__init__(config, tokenizer, compute_score)
         node: Any = OmegaConf.to_container(config.wavalign, resolve=True)

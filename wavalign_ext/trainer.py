@@ -4,7 +4,12 @@ Imported only after verl's own trainer (see ``patches.py``). Rows travel through
 ``{uid}_{session}_{index}``; line numbers in comments are of verl 0.9.1's ``trainer/ppo/v1/trainer_base.py``.
 """
 
+# TransferQueue and tensordict annotate more narrowly than they behave.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportUnusedCoroutine=false
+
 import json
+import math
 import os
 from functools import partial
 from typing import Any
@@ -23,6 +28,7 @@ from wavalign_ext.advantage import preferred_tokens
 from wavalign_ext.anchor import rows_to_tensordict
 from wavalign_ext.codec import load_codec
 from wavalign_ext.config import WavAlignConfig
+from wavalign_ext.held_out import held_out_nll
 from wavalign_ext.layout import load_layout
 from wavalign_ext.loss import LossCoefficients, verl_loss
 from wavalign_ext.metrics import RolloutBatch, rollout_metrics
@@ -66,6 +72,23 @@ class WavAlignTrainer(PPOTrainerSync):
         self.targets = self.train_dataset.targets() if self.wav.uses_anchor else {}
         self.val_targets = self.val_dataset.targets()
         self.samples = SampleWriter(self.layout, load_codec(self.wav.codec), self.tokenizer, self.wav)
+
+    def target(self, text_and_codes: tuple[str, list[int]]) -> list[int]:
+        """The ids of an anchor target."""
+        text, codes = text_and_codes
+        return self.layout.target(self.tokenizer.encode(text, add_special_tokens=False), codes)
+
+    def _validate(self) -> dict[str, float]:
+        metrics = super()._validate()
+        self.checkpoint_manager.sleep_replicas()
+        metrics.update(held_out_nll(self))
+        self.checkpoint_manager.update_weights(self.global_steps)
+        return metrics
+
+    def _val_metrics_update(self, data_sources: Any, sample_uids: Any, infos: dict, turns: Any, **kwargs: Any) -> dict:
+        """verl's statistics, which leave out None but not NaN."""
+        infos["reward"] = [None if math.isnan(reward) else reward for reward in infos["reward"]]
+        return super()._val_metrics_update(data_sources, sample_uids, infos, turns, **kwargs)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

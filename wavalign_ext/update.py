@@ -1,5 +1,8 @@
 """One actor update: which rows it takes, in which order, and with which weights."""
 
+# TransferQueue and tensordict annotate more narrowly than they behave.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -51,17 +54,13 @@ class ActorUpdate:
 
     def _add_anchors(self, groups: dict[str, list[int]], index: list[int], prompts: Any) -> None:
         for uid, rows in groups.items():
-            text, codes = self.trainer.targets[index[rows[0]]]
-            text_ids = self.trainer.tokenizer.encode(text, add_special_tokens=False)
-            target = self.trainer.layout.target(text_ids, codes)
+            target = self.trainer.target(self.trainer.targets[index[rows[0]]])
             # Sessions are numbered from 0 to n − 1; verl parses this number when it sorts a dump.
             session = 1 + max(int(self.keys[row].rsplit("_", 2)[1]) for row in rows)
             groups[uid].append(
                 self._add(
                     f"{uid}_{session}_0",
-                    supervised_row(
-                        prompts[rows[0]].tolist(), target, ANCHOR, self.trainer.layout.modality(torch.tensor(target))
-                    ),
+                    supervised_row(prompts[rows[0]].tolist(), target, ANCHOR, self.trainer.layout.modality(target)),
                 )
             )
 

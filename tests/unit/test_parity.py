@@ -56,21 +56,21 @@ def mean_over_rows(rows: list[tuple[list, list]], aggregation: str):
     if not rows:
         return 0.0
     if aggregation == "token-mean":
-        return sum(a * b for w, v in rows for a, b in zip(w, v)) / sum(sum(w) for w, _ in rows)
-    return sum(sum(a * b for a, b in zip(w, v)) / sum(w) for w, v in rows) / len(rows)
+        return sum(a * b for w, v in rows for a, b in zip(w, v, strict=True)) / sum(sum(w) for w, _ in rows)
+    return sum(sum(a * b for a, b in zip(w, v, strict=True)) / sum(w) for w, v in rows) / len(rows)
 
 
 def oracle_loss(groups: list[dict], anchors: list[dict], lam: float, p: dict):
     preference_rows, kl_text, kl_speech, entropy_rows, anchor_rows = [], [], [], [], []
-    for group, advantages in zip(groups, oracle_advantages(groups)):
-        for row, reward, advantage in zip(group["rows"], group["rewards"], advantages):
+    for group, advantages in zip(groups, oracle_advantages(groups), strict=True):
+        for row, reward, advantage in zip(group["rows"], group["rewards"], advantages, strict=True):
             if math.isnan(reward):
                 continue
             kinds = [kind_of(m, p["boundaries"]) for m in row["modality"]]
             weight_of = {TEXT: p["pref_text"], SPEECH: p["pref_speech"]}
             w = [weight_of[k] if in_tokens(k, p["pref_tokens"]) else 0.0 for k in kinds]
             surrogate, k3 = [], []
-            for new, old, ref in zip(row["logp"], row["old"], row["ref"]):
+            for new, old, ref in zip(row["logp"], row["old"], row["ref"], strict=True):
                 ratio = torch.exp(new - old)
                 bounded = torch.clamp(ratio, 1 - p["clip_low"], 1 + p["clip_high"])
                 surrogate.append(-torch.minimum(ratio * advantage, bounded * advantage))

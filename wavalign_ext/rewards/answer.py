@@ -9,8 +9,8 @@ import numpy as np
 class SpokenAnswer:
     """One spoken answer and what it answers. Waveforms are mono float32 in [-1, 1]; None where there is none.
 
-    ``sample_rate`` (Hz) holds for ``wave`` and ``reference_wave``, ``question_rate`` for ``question_wave``. ``notes`` is
-    shared by the terms that score this answer: what one found out (a transcript) is shown with the scores.
+    ``sample_rate`` (Hz) holds for ``wave`` and ``reference_wave``, ``question_rate`` for ``question_wave``. The terms
+    that score this answer share ``notes``: what one found out (a transcript) is shown with the scores.
     """
 
     text: str

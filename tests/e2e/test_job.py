@@ -1,0 +1,124 @@
+"""The main job, through stock verl, Ray, FSDP2 and vLLM: a short run, and its continuation from a checkpoint."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import soundfile
+
+pytestmark = pytest.mark.e2e
+STEPS, RESUMED_AFTER = 3, 2
+LIMIT_S, MEMORY_GB = 1200, 16
+SMALL = ["data.train_batch_size=8", "data.val_max_samples=8", "trainer.logger=[console,tensorboard,file]"]
+
+
+class Job:
+    """A finished run: its folder, its metrics by step, its output, and the most memory it held."""
+
+    def __init__(self, folder: Path, *overrides: str, recipe: str = "wavalign") -> None:
+        self.folder = folder
+        metrics = folder / "metrics.jsonl"
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}", *SMALL]
+        command += [f"trainer.default_local_dir={folder}", f"trainer.total_training_steps={STEPS}", *overrides]
+        environment = dict(os.environ, VERL_FILE_LOGGER_PATH=str(metrics))
+        with open(folder.with_suffix(".log"), "w") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            self.peak_gb = _watch(process)
+        self.output = folder.with_suffix(".log").read_text()
+        assert process.returncode == 0, self.output[-4000:]
+        self.metrics = {line["step"]: line["data"] for line in map(json.loads, metrics.read_text().splitlines())}
+
+    def rollouts(self, step: int) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()]
+
+
+def _watch(process: subprocess.Popen) -> float:
+    """Wait for the job under a time limit; the peak of the private and shared memory of its processes, in GB."""
+    peak, deadline = 0.0, time.monotonic() + LIMIT_S
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+            pytest.fail(f"the job did not end within {LIMIT_S} s")
+        peak = max(peak, _memory_gb(process.pid))
+        time.sleep(1)
+    return peak
+
+
+def _memory_gb(pid: int) -> float:
+    total = 0
+    try:
+        for child in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            total += child.memory_full_info().pss
+    except psutil.Error:
+        pass
+    return total / 2**30
+
+
+@pytest.fixture(scope="module")
+def job(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("job") / "run"
+    folder.mkdir()
+    return Job(folder, f"trainer.save_freq={RESUMED_AFTER}", "trainer.val_before_train=false")
+
+
+def test_the_run_trains(job: Job) -> None:
+    steps = [job.metrics[step] for step in range(1, STEPS + 1)]
+    for metrics in steps:
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        assert len(numbers) > 50 and all(math.isfinite(value) for value in numbers.values())
+        assert metrics["training/rollout_probs_diff_mean"] < 1e-5
+        assert 0 < metrics["wavalign/lambda"] < 0.8
+        assert metrics["wavalign/rows_anchor"] == 8
+        assert metrics["actor/grad_norm"] > 0
+        assert metrics["wavalign/tokens_text"] > 1 and metrics["wavalign/tokens_speech"] > 1
+        assert metrics["actor/anchor_nll_speech"] > 0
+    assert steps[0]["wavalign/kl_speech"] == pytest.approx(0, abs=1e-6)
+    assert steps[-1]["wavalign/kl_speech"] > 0  # the reference stays while the policy moves
+    assert job.metrics[STEPS]["val-anchor/nll_speech"] > 0
+
+
+def test_the_run_can_be_listened_to(job: Job) -> None:
+    rows = job.rollouts(1)
+    assert len(rows) == 8 * 4
+    played = [row for row in rows if row.get("wav")]
+    assert len(played) == 8
+    for row in played:
+        wave, rate = soundfile.read(job.folder / "rollouts" / row["wav"])
+        assert rate == 16000 and len(wave) > rate // 4 and abs(wave).max() > 0.01
+        assert 1 <= row["score"] <= 5 and row["question"]
+    validation = (job.folder / "validation" / f"{STEPS}.jsonl").read_text().splitlines()
+    assert len(validation) == 8 and all(json.loads(line)["wav"] for line in validation)
+    assert list((job.folder / "tensorboard").glob("events*"))
+
+
+def test_the_run_leaves_nothing_behind_and_fits(job: Job) -> None:
+    names = ("raylet", "gcs_server", "ray::", "VLLM::")
+    left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]
+    assert not [line for line in left if any(name in line[0] for name in names)]
+    print(f"peak memory of the job: {job.peak_gb:.1f} GB")
+    assert 1 < job.peak_gb < MEMORY_GB
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(job: Job, tmp_path: Path) -> None:
+    checkpoint = job.folder / f"global_step_{RESUMED_AFTER}"
+    assert json.loads((checkpoint / "wavalign.json").read_text())["mixing"]["average"] > 0
+    folder = tmp_path / "resumed"
+    folder.mkdir()
+    where = [f"trainer.resume_from_path={checkpoint}", "trainer.resume_mode=resume_path"]
+    resumed = Job(folder, *where, "trainer.save_freq=-1", "trainer.val_before_train=false")
+    assert sorted(resumed.metrics) == [STEPS]
+    after, whole = resumed.metrics[STEPS], job.metrics[STEPS]
+    assert [r["question_audio"] for r in resumed.rollouts(STEPS)] == [r["question_audio"] for r in job.rollouts(STEPS)]
+    assert sorted(r["speech_codes"] for r in resumed.rollouts(STEPS)) == sorted(
+        r["speech_codes"] for r in job.rollouts(STEPS)
+    )
+    assert after["wavalign/lambda"] == pytest.approx(whole["wavalign/lambda"], rel=1e-9)
+    assert after["actor/total_loss"] == pytest.approx(whole["actor/total_loss"], rel=1e-6)

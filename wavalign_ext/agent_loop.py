@@ -1,0 +1,25 @@
+"""verl's single-turn rollout with a seed of its own per answer, so that a resumed run samples what it would have."""
+
+import hashlib
+from typing import Any
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+
+def request_seed(*parts: int) -> int:
+    """A 31-bit seed from run seed, step, row and session; equal parts give equal seeds in every process."""
+    digest = hashlib.sha256(",".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+@register("spoken")
+class SpokenAgentLoop(SingleTurnAgentLoop):
+    """Registered with verl as the agent loop ``spoken``."""
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        """See verl's ``SingleTurnAgentLoop.run``."""
+        parts = (self.rollout_config.seed, kwargs["global_steps"], kwargs["index"], kwargs["session_id"])
+        return await super().run(  # pyright: ignore[reportAbstractUsage]  (verl decorates it)
+            {**sampling_params, "seed": request_seed(*map(int, parts))}, **kwargs
+        )
