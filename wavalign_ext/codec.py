@@ -44,7 +44,7 @@ def register_codec(name: str) -> Callable[[Callable[..., SpeechCodec]], Callable
 
 
 def load_codec(spec: Mapping[str, Any]) -> SpeechCodec:
-    """The codec of ``{"type": name, **arguments}``. Raises ValueError naming the known types, or what a codec raises."""
+    """The codec of ``{"type": name, **arguments}``. Raises ValueError for an unknown type, naming the known ones."""
     arguments = dict(spec)
     name = arguments.pop("type", None)
     if name not in _CODECS:
@@ -142,7 +142,7 @@ class MelVQ(_Codebook):
         return self.nearest(self.features(self.spectrogram(wave), self.sample_rate))
 
     def decode(self, codes: Sequence[int]) -> np.ndarray:
-        """Griffin-Lim with fixed starting phases, so equal codes give equal audio."""
+        """Griffin-Lim from zero phases, so equal codes give equal audio and no random state is used."""
         from torchaudio.functional import griffinlim
 
         if not len(codes):
@@ -153,20 +153,18 @@ class MelVQ(_Codebook):
         assert self.spectra is not None
         magnitudes = self.spectra[torch.as_tensor(codes)].exp().reshape(-1, self.N_FFT // 2 + 1).T
         magnitudes = torch.cat([magnitudes, magnitudes[:, -1:]], 1)  # stft of n hops has n + 1 frames
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            wave = griffinlim(
-                magnitudes,
-                torch.hann_window(self.N_FFT),
-                self.N_FFT,
-                self.HOP,
-                self.N_FFT,
-                power=1.0,
-                n_iter=self.GRIFFIN_LIM_STEPS,
-                momentum=0.99,
-                length=None,
-                rand_init=True,
-            )
+        wave = griffinlim(
+            magnitudes,
+            torch.hann_window(self.N_FFT),
+            self.N_FFT,
+            self.HOP,
+            self.N_FFT,
+            power=1.0,
+            n_iter=self.GRIFFIN_LIM_STEPS,
+            momentum=0.99,
+            length=None,
+            rand_init=False,
+        )
         return wave.numpy()
 
 

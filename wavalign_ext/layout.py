@@ -1,24 +1,27 @@
-"""How a model lays out a spoken response: which ids are speech, where chunks begin, how text and speech take turns.
+"""How a model lays out a spoken response: which ids are speech, where chunks begin and end, whose turn it is.
 
 A layout is data (``recipes/wavalign_recipes/layout/*.yaml``): tokens by name, a schedule, a codec.
-:meth:`Layout.resolve` turns names into the ids of one tokenizer and refuses what does not fit. The schedules and token
-names are facts of the models' public code.
+:meth:`Layout.resolve` turns names into the ids of one tokenizer and refuses what does not fit.
+Letters in shapes: T text tokens, C codes, N tokens of a response.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 
 TEXT, SPEECH, BOUNDARY = 0, 1, 2
 SUPPORTED_TYPES = ("interleaved",)
+UNSUPPORTED_TYPES = ("parallel", "multi_codebook", "separate")
 CONTINUOUS = "continuous"
+Chunk = tuple[list[int], list[int]]  # (text ids, codes) of one turn
 
 
 class LayoutError(ValueError):
@@ -27,47 +30,45 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True)
 class TokenRange:
-    """``count`` consecutive tokens ``pattern.format(0)``, …; ``first_id`` where a tokenizer has no names for them."""
+    """``count`` consecutive tokens ``pattern.format(0)``, …; ``first_id`` where no names exist."""
 
-    pattern: str | None
-    count: int
+    pattern: str | None = None
+    count: int = 0
     first_id: int | None = None
 
     def resolve(self, vocabulary: Mapping[str, int], what: str) -> range:
-        """The ids of the range. Raises :class:`LayoutError` when a name is missing or the ids are not consecutive."""
-        if self.count < 1:
-            raise LayoutError(f"{what}: count={self.count} is not allowed: give the number of codes, at least 1")
+        """The ids. Raises :class:`LayoutError`: a name is missing, or the ids are not consecutive."""
+        if not _is_count(self.count, 1):
+            raise LayoutError(f"{what}: count={self.count!r}: give a whole number of at least 1")
         if self.first_id is not None:
+            if self.pattern is not None or not _is_count(self.first_id, 0):
+                raise LayoutError(f"{what}: first_id={self.first_id!r}: give an id ≥ 0 and no pattern")
             return range(self.first_id, self.first_id + self.count)
-        if self.pattern is None or "{}" not in self.pattern:
-            raise LayoutError(f"{what}: pattern={self.pattern!r} is not allowed: a token name with {{}} for the code")
-        first, last = self.pattern.format(0), self.pattern.format(self.count - 1)
-        for name in (first, last):
-            _need(name, vocabulary, what)
-        ids = range(vocabulary[first], vocabulary[first] + self.count)
+        if not isinstance(self.pattern, str) or self.pattern.count("{}") != 1:
+            raise LayoutError(f"{what}: pattern={self.pattern!r}: give a token name with one {{}}")
+        start = _need(self.pattern.format(0), vocabulary, what)
+        _need(self.pattern.format(self.count - 1), vocabulary, what)
         for code in range(self.count):
             name = self.pattern.format(code)
-            if vocabulary.get(name) != ids[code]:
-                found = vocabulary.get(name)
-                raise LayoutError(
-                    f"{what}: token {name!r} has id {found}, not {ids[code]}: the range must be consecutive"
-                )
-        return ids
+            if _need(name, vocabulary, what) != start + code:
+                problem = f"token {name!r} has id {vocabulary[name]}, not consecutive {start + code}"
+                raise LayoutError(f"{what}: {problem}; use the model's own tokenizer")
+        return range(start, start + self.count)
 
 
 @dataclass(frozen=True)
 class Layout:
     """A layout as its YAML file says it; see :func:`load_layout`.
 
-    ``schedule`` is a list of (text tokens, audio tokens) pairs: each is used once, the last one repeats. With
-    ``counts_boundaries`` an audio count includes the two boundary tokens, as VITA-Audio counts. ``heard`` is the range
-    that carries the user's speech, the same as ``speech`` when null.
+    ``schedule``: (text tokens, audio tokens) pairs; each is used once, the last repeats; one is a fixed
+    ratio. With ``counts_boundaries`` audio counts include the two boundaries, as VITA-Audio's do. ``heard``:
+    range of the user's speech, ``speech`` when null, or ``continuous``. ``extra``: facts for types to come.
     """
 
     name: str
-    speech: TokenRange
-    schedule: tuple[tuple[int, int], ...]
-    eos: tuple[str, ...]
+    speech: TokenRange | None = None
+    schedule: tuple[tuple[int, int], ...] = ()
+    eos: tuple[str, ...] = ()
     pad: str | None = None
     type: str = "interleaved"
     heard: TokenRange | str | None = None
@@ -76,54 +77,57 @@ class Layout:
     counts_boundaries: bool = True
     codec: Mapping[str, Any] = field(default_factory=dict)
     chat: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
 
     @classmethod
     def from_mapping(cls, node: Mapping[str, Any]) -> Layout:
-        """Build from a YAML node. Raises :class:`LayoutError` on an unknown key or a missing one."""
-        node = dict(node)
-        try:
-            node["speech"] = TokenRange(**node["speech"])
-            if isinstance(node.get("heard"), Mapping):
-                node["heard"] = TokenRange(**node["heard"])
-            node["schedule"] = tuple((int(text), int(audio)) for text, audio in node["schedule"])
-            node["eos"] = tuple(node["eos"])
-            return cls(**node)
-        except (KeyError, TypeError, ValueError) as error:
-            raise LayoutError(f"layout {node.get('name', '?')!r} is malformed: {error}") from error
+        """Build from a YAML node. Raises :class:`LayoutError`: unknown key, no name, malformed value."""
+        node, allowed = dict(node), [item.name for item in fields(cls)]
+        where = f"layout {node.get('name', '?')!r}"
+        unknown = [key for key in node if key not in allowed]
+        if unknown or not node.get("name"):
+            what = f"key {unknown[0]!r} is not known" if unknown else "name is missing"
+            raise LayoutError(f"{where}: {what}: its keys are {', '.join(allowed)}")
+        for key in ("speech", "heard"):
+            value = node.get(key)
+            if isinstance(value, Mapping) and value.keys() <= {"pattern", "count", "first_id"}:
+                node[key] = TokenRange(**value)
+            elif value is not None and (key, value) != ("heard", CONTINUOUS):
+                what = "pattern and count, or first_id and count" + ", or continuous" * (key == "heard")
+                raise LayoutError(f"{where}: {key}={value!r} is malformed: give {what}")
+        node["schedule"] = _pairs(node.get("schedule") or (), where)
+        eos = node.get("eos") or ()
+        node["eos"] = (eos,) if isinstance(eos, str) else tuple(eos)
+        return cls(**node)
 
     def resolve(self, tokenizer: Any, vocab_size: int | None = None) -> ResolvedLayout:
         """Names to ids for one tokenizer.
 
         Args:
-            tokenizer: any transformers tokenizer (``get_vocab`` is used).
+            tokenizer: of transformers; ``get_vocab`` tells a missing token from the unknown one.
             vocab_size: rows of the model's embedding, to refuse ids beyond it.
 
         Raises:
-            LayoutError: unsupported type, missing token, overlapping ranges, ids beyond the model, unusable schedule.
+            LayoutError: unsupported type, missing token, overlap, id beyond the model, bad schedule.
         """
-        if self.type not in SUPPORTED_TYPES:
-            raise LayoutError(
-                f"layout {self.name!r}: type {self.type!r} is not supported yet: only {SUPPORTED_TYPES[0]}"
-            )
-        if self.heard == CONTINUOUS:
-            raise LayoutError(
-                f"layout {self.name!r}: the user's speech is continuous, which is not supported yet: rollouts need "
-                "prompts of discrete tokens; use a model whose input speech is tokenised (vita_audio_balance)"
-            )
-        self._check_schedule()
+        where = f"layout {self.name!r}"
+        self._check_type(where)
+        self._check_turns(where)
+        if self.speech is None:
+            raise LayoutError(f"{where}: speech is missing: give pattern and count of the speech tokens")
         vocabulary = tokenizer.get_vocab()
-        speech = self.speech.resolve(vocabulary, f"layout {self.name!r}, speech")
+        speech = self.speech.resolve(vocabulary, f"{where}, speech")
         heard = speech
         if isinstance(self.heard, TokenRange):
-            heard = self.heard.resolve(vocabulary, f"layout {self.name!r}, heard")
-        named = {name: _need(name, vocabulary, f"layout {self.name!r}") for name in self._single_tokens()}
-        _check_overlap(self.name, {"speech": speech, "heard": heard}, named)
-        if vocab_size is not None:
-            top = max(speech[-1], heard[-1], *named.values())
-            if top >= vocab_size:
-                raise LayoutError(
-                    f"layout {self.name!r}: token id {top} is beyond the model's vocabulary of {vocab_size}"
-                )
+            heard = self.heard.resolve(vocabulary, f"{where}, heard")
+        names = [name for name in (*self.eos, self.begin, self.end, self.pad) if name is not None]
+        named = {name: _need(name, vocabulary, where) for name in names}
+        _check_overlap(where, speech, heard, named)
+        top = max(speech[-1], heard[-1], *named.values())
+        if vocab_size is not None and top >= vocab_size:
+            problem = f"token id {top} is beyond the model's vocabulary of {vocab_size}"
+            raise LayoutError(f"{where}: {problem}: use its own tokenizer, or resize its embeddings")
         return ResolvedLayout(
             layout=self,
             speech_start=speech.start,
@@ -134,43 +138,58 @@ class Layout:
             end_id=None if self.end is None else named[self.end],
             eos_ids=tuple(named[name] for name in self.eos),
             pad_id=None if self.pad is None else named[self.pad],
+            schedule=tuple((text, audio - self.boundary_tokens) for text, audio in self.schedule),
         )
 
     @property
     def boundary_tokens(self) -> int:
-        """How many boundary tokens a schedule's audio count includes."""
-        return ((self.begin is not None) + (self.end is not None)) if self.counts_boundaries else 0
+        """How many boundary tokens a schedule's audio count includes: 2 or 0."""
+        return 2 if self.counts_boundaries and self.begin is not None else 0
 
-    def _single_tokens(self) -> list[str]:
-        names = [*self.eos, self.begin, self.end, self.pad]
-        return list(dict.fromkeys(name for name in names if name is not None))
+    def _check_type(self, where: str) -> None:
+        if self.type not in SUPPORTED_TYPES:
+            problem = "not supported yet" if self.type in UNSUPPORTED_TYPES else "not known"
+            raise LayoutError(f"{where}: type {self.type!r} is {problem}: use {', '.join(SUPPORTED_TYPES)}")
+        if self.heard == CONTINUOUS:
+            problem = "heard 'continuous' is not supported yet: rollouts and training lack its audio encoder"
+            raise LayoutError(f"{where}: {problem}; use a model that hears tokens (vita_audio_balance)")
 
-    def _check_schedule(self) -> None:
+    def _check_turns(self, where: str) -> None:
+        pair = {self.begin, self.end}
         if not self.eos:
-            raise LayoutError(f"layout {self.name!r}: eos is empty: name the token that ends a response")
+            raise LayoutError(f"{where}: eos is empty: name the token that ends a response")
+        if (self.begin is None) != (self.end is None):
+            raise LayoutError(f"{where}: begin={self.begin!r}, end={self.end!r}: name both or neither")
+        if self.begin is not None and (len(pair) == 1 or pair & {*self.eos, self.pad}):
+            raise LayoutError(f"{where}: begin={self.begin!r}, end={self.end!r}: name two, not eos or pad")
         if not self.schedule:
-            raise LayoutError(f"layout {self.name!r}: schedule is empty: give at least one (text, audio) pair")
+            raise LayoutError(f"{where}: schedule is empty: give at least one [text, audio] pair")
         for text, audio in self.schedule:
             if text < 1 or audio <= self.boundary_tokens:
-                raise LayoutError(
-                    f"layout {self.name!r}: schedule pair ({text}, {audio}) is not allowed: at least 1 text token and "
-                    f"more than {self.boundary_tokens} audio tokens"
-                )
+                need = f"at least 1 text token and more than {self.boundary_tokens} audio tokens"
+                raise LayoutError(f"{where}: schedule pair ({text}, {audio}) is not allowed: {need}")
 
 
 @dataclass(frozen=True)
 class Split:
-    """A response taken apart. ``errors`` names what broke the layout; ``ended`` is whether an eos was seen."""
+    """A response taken apart: T ``text_ids``, C ``codes``, and the same per turn in ``chunks``.
+
+    ``errors`` names what broke the layout, as ``"NAME: details"``; ``ended`` is whether an eos was seen.
+    """
 
     text_ids: list[int]
     codes: list[int]
     errors: list[str]
     ended: bool
+    chunks: list[Chunk] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ResolvedLayout:
-    """A layout in the ids of one tokenizer; ``*_end`` ids are exclusive."""
+    """A layout in the ids of one tokenizer; ``*_end`` ids are exclusive.
+
+    ``schedule`` is (text tokens, codes) per turn, *without* boundaries; ``layout.schedule`` is as declared.
+    """
 
     layout: Layout
     speech_start: int
@@ -181,117 +200,160 @@ class ResolvedLayout:
     end_id: int | None
     eos_ids: tuple[int, ...]
     pad_id: int | None
+    schedule: tuple[tuple[int, int], ...]
 
     def modality(self, ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
-        """TEXT, SPEECH or BOUNDARY per id: int8, same shape. The user's speech counts as speech, an eos as text."""
+        """TEXT, SPEECH or BOUNDARY per id: int8, same shape. Heard speech is speech, an eos is text."""
         ids = torch.as_tensor(ids)
         speech = (ids >= self.speech_start) & (ids < self.speech_end)
-        speech |= (ids >= self.heard_start) & (ids < self.heard_end)
-        result = torch.where(speech, SPEECH, TEXT).to(torch.int8)
+        if self.heard_start != self.speech_start:
+            speech |= (ids >= self.heard_start) & (ids < self.heard_end)
+        result = torch.full_like(ids, TEXT, dtype=torch.int8).masked_fill_(speech, SPEECH)
         for boundary in (self.begin_id, self.end_id):
             if boundary is not None:
-                result[ids == boundary] = BOUNDARY
+                result.masked_fill_(ids == boundary, BOUNDARY)
         return result
 
     def interleave(self, text_ids: Sequence[int], codes: Sequence[int]) -> list[int]:
-        """A response without its eos: text and speech in the turns of the schedule.
+        """A response (N,) without its eos: ``text_ids`` (T,) and ``codes`` (C,) in the schedule's turns.
 
-        When the text runs out, the remaining speech joins the last chunk; when the speech runs out, the remaining text
-        follows it. Raises :class:`LayoutError` on empty text, empty speech or a code out of range.
+        The chunk that uses up either stream is the last and takes what is left of the other: all remaining
+        speech when the text runs out; all remaining text, *before* the chunk's speech, when the speech runs
+        out. So every chunk has both. Source: VITA-Audio's ``text_audio_interval``.
+
+        Raises:
+            LayoutError: empty text or codes, a code out of range, or a text id that is no text.
         """
-        if not len(text_ids) or not len(codes):
-            raise LayoutError(
-                f"layout {self.layout.name!r}: a response needs text and speech, not {len(text_ids)} text tokens "
-                f"and {len(codes)} codes"
-            )
-        count = self.speech_end - self.speech_start
-        wrong = next((code for code in codes if not 0 <= code < count), None)
-        if wrong is not None:
-            raise LayoutError(f"layout {self.layout.name!r}: code {wrong} is out of range: 0 to {count - 1}")
-        out: list[int] = []
-        for text, speech in self._chunks(list(text_ids), [self.speech_start + code for code in codes]):
-            out += text
-            if speech:
-                out += [i for i in (self.begin_id,) if i is not None]
-                out += speech
-                out += [i for i in (self.end_id,) if i is not None]
+        where = f"layout {self.layout.name!r}"
+        text, speech = [int(i) for i in text_ids], [int(code) for code in codes]
+        if not text or not speech:
+            found = f"{len(text)} text tokens and {len(speech)} codes"
+            raise LayoutError(f"{where}: a response needs text and speech, not {found}: fix or drop the row")
+        _check_codes(where, speech, self.speech_end - self.speech_start)
+        kinds = self.modality(text).tolist()
+        wrong = [i for i, kind in zip(text, kinds, strict=True) if kind != TEXT or i in self.eos_ids]
+        if wrong:  # an eos would cut the response short
+            raise LayoutError(f"{where}: text id {wrong[0]} is an audio, boundary or eos token: take it out")
+        begin, end = [[] if i is None else [i] for i in (self.begin_id, self.end_id)]
+        out, turn = [], 0
+        while text:
+            words, sounds = self._turn(turn)
+            if len(text) <= words or len(speech) <= sounds:  # the last chunk takes what is left of both
+                words, sounds = len(text), len(speech)
+            out += [*text[:words], *begin, *(self.speech_start + code for code in speech[:sounds]), *end]
+            text, speech = text[words:], speech[sounds:]
+            turn += 1
         return out
 
     def target(self, text_ids: Sequence[int], codes: Sequence[int]) -> list[int]:
-        """A supervised target: :meth:`interleave` and the first eos."""
+        """A supervised target (N + 1,): :meth:`interleave`, whose errors it raises, and the first eos."""
         return [*self.interleave(text_ids, codes), self.eos_ids[0]]
 
-    def split(self, ids: Sequence[int]) -> Split:
-        """The inverse of :meth:`interleave`, for anything that a model may say; never raises.
+    def split(self, ids: torch.Tensor | Sequence[int]) -> Split:
+        """The inverse of :meth:`interleave`, for anything that a model may say (N,); never raises.
 
-        The first eos ends the response. Text inside a speech chunk is kept as text, speech outside one as speech, and
-        both are reported, as are the user's tokens, which a response must not have.
+        The first eos ends the response; padding may follow. Text inside a chunk is kept as text, speech
+        outside one as speech, the user's speech is dropped, and ``errors`` names each. The schedule is judged
+        when nothing else is wrong; a response without eos may stop anywhere in it.
         """
-        text, codes, errors, ended, inside = [], [], [], False, False
-        chunked = self.begin_id is not None and self.end_id is not None
-        for position, i in enumerate(int(i) for i in ids):
-            if i in self.eos_ids:
-                ended = True
-                if position != len(ids) - 1:
-                    errors.append(f"{len(ids) - 1 - position} tokens after the end")
-                break
-            if i in (self.begin_id, self.end_id):
-                if chunked and inside != (i == self.end_id):
-                    errors.append("a chunk begins inside a chunk" if inside else "a chunk ends that did not begin")
-                inside = i == self.begin_id
-            elif self.speech_start <= i < self.speech_end:
-                codes.append(i - self.speech_start)
-                if chunked and not inside:
-                    errors.append(f"speech outside a chunk at position {position}")
-            elif self.heard_start <= i < self.heard_end:
-                errors.append(f"the user's speech in a response at position {position}")
-            else:
-                text.append(i)
-                if inside:
-                    errors.append(f"text inside a speech chunk at position {position}")
-        if chunked and inside:
-            errors.append("the last chunk does not end")
-        return Split(text, codes, errors, ended)
+        tokens = [int(i) for i in (ids.tolist() if isinstance(ids, torch.Tensor) else ids)]
+        stop = next((n for n, i in enumerate(tokens) if i in self.eos_ids), len(tokens))
+        chunks, found = self._walk(tokens[:stop])
+        if after := [n for n in range(stop + 1, len(tokens)) if tokens[n] != self.pad_id]:
+            found["tokens after the end"] = after
+        errors = [f"{name}: {len(at)}, first at position {at[0]}" for name, at in found.items()]
+        ended = stop < len(tokens)
+        text, codes = ([i for chunk in chunks for i in chunk[stream]] for stream in (0, 1))
+        return Split(text, codes, errors or self._schedule_errors(chunks, ended), ended, chunks)
 
     def heard_prompt(self, codes: Sequence[int]) -> str:
-        """The user's speech as the content of a chat message: its tokens by name."""
-        heard = self.layout.heard if isinstance(self.layout.heard, TokenRange) else self.layout.speech
-        if heard.pattern is None:
-            raise LayoutError(f"layout {self.layout.name!r}: its speech tokens have no names, so no text can hold them")
-        count = self.heard_end - self.heard_start
-        wrong = next((code for code in codes if not 0 <= code < count), None)
-        if wrong is not None:
-            raise LayoutError(f"layout {self.layout.name!r}: heard code {wrong} is out of range: 0 to {count - 1}")
-        return "".join(heard.pattern.format(code) for code in codes)
+        """The user's speech (C,) as the content of a chat message: its tokens by name.
 
-    def _chunks(self, text: list[int], speech: list[int]) -> list[tuple[list[int], list[int]]]:
-        chunks: list[tuple[list[int], list[int]]] = []
-        turn = 0
-        while text:
-            text_count, audio_count = self.layout.schedule[min(turn, len(self.layout.schedule) - 1)]
-            audio_count -= self.layout.boundary_tokens
-            chunks.append((text[:text_count], speech[:audio_count]))
-            text, speech = text[text_count:], speech[audio_count:]
-            turn += 1
-        chunks[-1][1].extend(speech)
-        return chunks
+        Raises:
+            LayoutError: no codes, a code out of range, or speech tokens that have no names.
+        """
+        where = f"layout {self.layout.name!r}"
+        heard = self.layout.heard if isinstance(self.layout.heard, TokenRange) else self.layout.speech
+        if heard is None or heard.pattern is None:
+            raise LayoutError(f"{where}: its speech tokens have no names to write: build the prompt from ids")
+        if not len(codes):
+            raise LayoutError(f"{where}: the user's speech is empty: give at least one code, or drop the row")
+        _check_codes(f"{where}, heard", codes, self.heard_end - self.heard_start)
+        return "".join(heard.pattern.format(int(code)) for code in codes)
+
+    def _turn(self, turn: int) -> tuple[int, int]:
+        return self.schedule[min(turn, len(self.schedule) - 1)]
+
+    def _walk(self, tokens: list[int]) -> tuple[list[Chunk], dict[str, list[int]]]:
+        """Turns, and the positions of each kind of error, of a response without its eos."""
+        chunks: list[Chunk] = [([], [])]
+        found: dict[str, list[int]] = {}
+        bounded, opened = self.begin_id is not None, None
+        for n, i in enumerate(tokens):
+            error = None
+            if bounded and i == self.begin_id:
+                error = None if opened is None else "a chunk begins inside a chunk"
+                opened = n
+            elif bounded and i == self.end_id:
+                if opened is None:
+                    error = "a chunk ends that did not begin"
+                elif opened == n - 1:
+                    error = "a chunk without speech"
+                opened = None
+                chunks.append(([], []))
+            elif self.speech_start <= i < self.speech_end:
+                error = "speech outside a chunk" if bounded and opened is None else None
+                chunks[-1][1].append(i - self.speech_start)
+            elif self.heard_start <= i < self.heard_end:
+                error = "the user's speech in a response"
+            else:
+                error = None if opened is None else "text inside a speech chunk"
+                if opened is None and chunks[-1][1]:
+                    chunks.append(([], []))
+                chunks[-1][0].append(i)
+            if error:
+                found.setdefault(error, []).append(n)
+        if opened is not None:
+            found["the last chunk does not end"] = [opened]
+        return [chunk for chunk in chunks if chunk != ([], [])], found
+
+    def _schedule_errors(self, chunks: list[Chunk], ended: bool) -> list[str]:
+        """Whether the turns are :meth:`interleave`'s, or without eos a beginning of them."""
+        if ended and not chunks:
+            return ["schedule violated: the response is empty"]
+        for turn, (text, codes) in enumerate(chunks):
+            want_text, want_codes = self._turn(turn)
+            if turn < len(chunks) - 1:
+                fits = (len(text), len(codes)) == (want_text, want_codes)
+            else:  # what is left of one stream, never of both
+                fits = text and (codes or not ended) and (len(text) <= want_text or len(codes) <= want_codes)
+            if not fits:
+                got = f"{len(text)} text tokens, {len(codes)} codes"
+                return [f"schedule violated: turn {turn + 1} has {got}, not {want_text} and {want_codes}"]
+        return []
 
 
 def load_layout(source: str | Path | Mapping[str, Any]) -> Layout:
     """A layout from its name in ``wavalign_recipes/layout``, from the path of a YAML file, or from a mapping.
 
     Raises:
-        LayoutError: no such name or file; the message lists the known names.
+        LayoutError: no such name or file (the message lists the known names), or a malformed layout.
     """
     if isinstance(source, Mapping):
-        return Layout.from_mapping(source)
-    if str(source).endswith((".yaml", ".yml")):
-        path: Any = Path(source)
-    else:
+        plain: Any = OmegaConf.to_container(source, resolve=True) if OmegaConf.is_config(source) else source
+        return Layout.from_mapping(plain)
+    path: Any = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
         path = resources.files("wavalign_recipes") / "layout" / f"{source}.yaml"
     if not path.is_file():
-        raise LayoutError(f"no layout {str(source)!r}: give a YAML file, or one of {', '.join(known_layouts())}")
-    node: Any = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
+        known = ", ".join(known_layouts())
+        raise LayoutError(f"no layout {str(source)!r}: give a YAML file, or one of {known}")
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")), resolve=True)
+    except yaml.YAMLError as error:
+        raise LayoutError(f"layout {str(source)!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(node, dict):
+        raise LayoutError(f"layout {str(source)!r} is a list: give a mapping, as pocket.yaml does")
     return Layout.from_mapping(node)
 
 
@@ -301,21 +363,37 @@ def known_layouts() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _pairs(schedule: Any, where: str) -> tuple[tuple[int, int], ...]:
+    try:
+        pairs = tuple((text, audio) for text, audio in schedule)
+    except (TypeError, ValueError):
+        pairs = ((None, None),)
+    if not all(_is_count(count, 0) for pair in pairs for count in pair):
+        raise LayoutError(f"{where}: schedule={schedule!r}: give pairs of whole numbers: [[1, 10], [4, 10]]")
+    return pairs
+
+
+def _check_codes(where: str, codes: Sequence[int], count: int) -> None:
+    wrong = next((int(code) for code in codes if not 0 <= code < count), None)
+    if wrong is not None:
+        raise LayoutError(f"{where}: code {wrong} is out of range: 0 to {count - 1}; use this layout's codec")
+
+
 def _need(name: str, vocabulary: Mapping[str, int], what: str) -> int:
     if name not in vocabulary:
-        raise LayoutError(
-            f"{what}: the tokenizer has no token {name!r}: use the model's own, or the layout that belongs to it"
-        )
+        raise LayoutError(f"{what}: the tokenizer has no token {name!r}: use this layout's own tokenizer")
     return vocabulary[name]
 
 
-def _check_overlap(layout: str, ranges: Mapping[str, range], named: Mapping[str, int]) -> None:
-    speech, heard = ranges["speech"], ranges["heard"]
+def _check_overlap(where: str, speech: range, heard: range, named: Mapping[str, int]) -> None:
     if speech != heard and speech.start < heard.stop and heard.start < speech.stop:
-        raise LayoutError(
-            f"layout {layout!r}: speech ids {speech} and heard ids {heard} overlap: give each its own range"
-        )
+        raise LayoutError(f"{where}: speech ids {speech} and heard ids {heard} overlap: separate them")
     for name, token_id in named.items():
-        for what, ids in ranges.items():
+        for what, ids in (("speech", speech), ("heard", heard)):
             if token_id in ids:
-                raise LayoutError(f"layout {layout!r}: token {name!r} (id {token_id}) lies in the {what} range {ids}")
+                problem = f"token {name!r} (id {token_id}) lies in the {what} range {ids}"
+                raise LayoutError(f"{where}: {problem}: name another token, or correct the range")

@@ -52,6 +52,8 @@ class WavAlignTrainer(PPOTrainerSync):
         self.wav = WavAlignConfig.from_mapping(node)
         self.mixing = MixingController(self.wav.mixing, self.wav.reward.scale)
         self.lam = 0.0
+        # verl's TensorBoard logger has no other switch for its folder.
+        os.environ.setdefault("TENSORBOARD_DIR", os.path.join(config.trainer.default_local_dir, "tensorboard"))
         super().__init__(config)
 
     def _setup(self) -> None:

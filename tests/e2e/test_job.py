@@ -48,7 +48,7 @@ def _watch(process: subprocess.Popen) -> float:
             process.kill()
             pytest.fail(f"the job did not end within {LIMIT_S} s")
         peak = max(peak, _memory_gb(process.pid))
-        time.sleep(1)
+        time.sleep(3)
     return peak
 
 

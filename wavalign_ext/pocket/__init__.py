@@ -5,8 +5,13 @@
 
 import hashlib
 import os
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HEARD_UNITS = 512
 ANSWER_CODES = 512
@@ -18,14 +23,15 @@ _PARTS = ("torch", "transformers", "ttspico", "pocketsphinx", "scikit-learn")
 
 
 def pocket_dir() -> Path:
-    """The folder of the built assets, named by a hash of what makes them: source files, layout and package versions.
+    """The folder of the built assets, named by a hash of what makes them: source files, layout data, package versions.
 
     It lies in ``$WAVALIGN_CACHE``, by default ``~/.cache/wavalign``.
     """
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in [*sorted(here.glob("*.py")), here.parent / "codec.py", here.parent / "layout.py"]:
+    for source in [*sorted(here.glob("*.py")), here.parent / "codec.py"]:
         digest.update(source.read_bytes())
+    digest.update((resources.files("wavalign_recipes") / "layout" / "pocket.yaml").read_bytes())
     for package in _PARTS:
         try:
             digest.update(f"{package}={version(package)}".encode())
@@ -33,3 +39,15 @@ def pocket_dir() -> Path:
             digest.update(f"{package} is missing".encode())
     root = Path(os.environ.get("WAVALIGN_CACHE", "~/.cache/wavalign")).expanduser()
     return root / f"pocket-{digest.hexdigest()[:12]}"
+
+
+def encode_question(wave: "np.ndarray", folder: Path | None = None) -> list[int]:
+    """Any recording as the units that a prompt holds; ``ResolvedLayout.heard_prompt`` makes them a message.
+
+    Args:
+        wave: mono float32 at ``SAMPLE_RATE``, as :func:`wavalign_ext.codec.load_audio` gives it.
+        folder: built assets, by default those of :func:`pocket_dir`.
+    """
+    from wavalign_ext.codec import load_codec
+
+    return load_codec({"type": "units", "path": (folder or pocket_dir()) / "units"}).encode(wave)

@@ -16,7 +16,7 @@ SILENCE, LEAD, TAIL = 0.012, 320, 640  # amplitude; samples kept around the spee
 
 @dataclass(frozen=True)
 class Voice:
-    """A Pico language with its pitch and rate, in per cent of its normal ones. ``role``: warm, rl, held_out or answer."""
+    """A Pico language with its pitch and rate in per cent. ``role``: warm, rl, held_out or answer."""
 
     name: str
     language: str
@@ -51,7 +51,7 @@ def _speak(job: tuple[Voice, str]) -> np.ndarray:
     voice, sentence = job
     engine = ttspico.TtsEngine(voice.language)  # a fresh one per sentence: it keeps state
     engine.pitch, engine.rate, engine.volume = voice.pitch, voice.rate, VOLUME
-    wave = np.frombuffer(engine.speak(sentence), "<i2")
+    wave = np.frombuffer(engine.speak(sentence) or b"", "<i2")
     loud = np.flatnonzero(np.abs(wave.astype(np.float32)) > SILENCE * 32768)
     if not len(loud):
         raise ValueError(f"voice {voice.name!r} said nothing for {sentence!r} at {SAMPLE_RATE} Hz")

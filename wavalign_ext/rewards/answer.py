@@ -1,28 +1,47 @@
 """What a reward term sees of one rollout."""
 
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SpokenAnswer:
     """One spoken answer and what it answers. Waveforms are mono float32 in [-1, 1]; None where there is none.
 
-    ``sample_rate`` (Hz) holds for ``wave`` and ``reference_wave``, ``question_rate`` for ``question_wave``. The terms
-    that score this answer share ``notes``: what one found out (a transcript) is shown with the scores.
+    ``sample_rate`` (Hz) holds for ``wave`` and ``reference_wave``, ``question_rate`` for ``question_wave``.
+    ``transcript`` is what the speech says, when the caller knows; terms that need it otherwise ask a recogniser, once.
+    ``keywords`` are the words this row's answer must have. The terms that score this answer share ``notes``: what one
+    found out (a transcript) is shown with the scores.
     """
 
     text: str
     speech_codes: tuple[int, ...]
     wave: np.ndarray | None
     sample_rate: int
-    reference_text: str
-    ended: bool
-    truncated: bool
-    layout_errors: tuple[str, ...] = ()
     question_text: str | None = None
     question_wave: np.ndarray | None = None
     question_rate: int = 16000
+    reference_text: str
     reference_wave: np.ndarray | None = None
+    ended: bool
+    truncated: bool
+    layout_errors: tuple[str, ...] = ()
+    transcript: str | None = None
+    keywords: tuple[str, ...] = ()
     notes: dict[str, str | float] = field(default_factory=dict)
+    _made: dict[Hashable, asyncio.Future[Any]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def has_speech(self) -> bool:
+        """False without a waveform, and for one that is empty or all zeros."""
+        return self.wave is not None and bool(np.any(self.wave))
+
+    async def once(self, key: Hashable, make: Callable[[], Awaitable[Any]]) -> Any:
+        """What ``make`` returns or raises; made for this answer once, however many terms ask for ``key``."""
+        if key not in self._made:
+            self._made[key] = asyncio.ensure_future(make())
+        return await asyncio.shield(self._made[key])

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wavalign_ext.rewards import terms as _terms  # noqa: F401  (registers the terms of this package)
 from wavalign_ext.rewards.answer import SpokenAnswer
-from wavalign_ext.rewards.registry import RewardTerm, TermFailed, build_term
+from wavalign_ext.rewards.registry import RewardTerm, Scale, TermFailed, build_term
+
+KEY = "wavalign.reward"
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,19 @@ class RewardResult:
 class RewardMix:
     """The weighted mean of its terms. Build it with :func:`build_terms`."""
 
-    def __init__(
-        self, terms: Mapping[str, RewardTerm], weights: Mapping[str, float], scale: tuple[float, float]
-    ) -> None:
+    def __init__(self, terms: Mapping[str, RewardTerm], weights: Mapping[str, float], scale: Scale) -> None:
         self.terms, self.weights, self.scale = dict(terms), dict(weights), scale
 
     async def __call__(self, answer: SpokenAnswer) -> RewardResult:
         """Score with every term at once. Never raises for a term's sake."""
         found = await asyncio.gather(*(self._score(term, answer) for term in self.terms.values()))
         scores = {name: score for name, (score, _) in zip(self.terms, found, strict=True)}
-        reasons = {name: why for name, (_, why) in zip(self.terms, found, strict=True) if why}
+        reasons = {name: why for name, (score, why) in zip(self.terms, found, strict=True) if score is None}
         counted = {name: score for name, score in scores.items() if self.weights[name] > 0}
         total = None
         if all(score is not None for score in counted.values()):
             total = sum(self.weights[name] * score for name, score in counted.items() if score is not None)
+            total = min(max(total, self.scale[0]), self.scale[1])  # normalised weights may sum to 1 + 1e-16
         return RewardResult(total, scores, reasons, dict(answer.notes))
 
     async def _score(self, term: RewardTerm, answer: SpokenAnswer) -> tuple[float | None, str]:
@@ -48,7 +48,7 @@ class RewardMix:
         try:
             score = float(await term.score(answer))
         except TermFailed as failure:
-            return None, str(failure)
+            return None, str(failure) or "the term failed and gave no reason"
         except Exception as error:  # a term of a user's own must not end a run that paid for the rollout
             return None, f"{type(error).__name__}: {error}"
         if math.isnan(score) or not low <= score <= high:
@@ -57,21 +57,40 @@ class RewardMix:
 
 
 def build_terms(spec: Mapping[str, Mapping[str, Any]], scale: tuple[float, float] = (1.0, 5.0)) -> RewardMix:
-    """Terms from ``{name: {weight, **arguments}}``; weights are divided by their sum.
+    """Terms from ``{name: {weight, type, **arguments}}``; weights are divided by their sum.
+
+    ``weight`` is 1 and ``type`` the name itself where they are left out. A term of weight 0 is scored and shown but
+    does not count.
 
     Raises:
-        ValueError: no terms, an unknown one, a negative weight, all weights 0, or an argument a term does not take.
+        ValueError: a scale that does not rise, no terms, an unknown one, a negative weight, all weights 0, or an
+            argument that a term does not take.
+        ImportError: a term needs a package that is not installed; the message names it.
     """
+    scale = _checked_scale(scale)
     if not spec:
-        raise ValueError("wavalign.reward.terms is empty: name at least one term with a weight")
+        raise ValueError(f"{KEY}.terms={spec!r} is not allowed: name at least one term with a weight")
     terms, weights = {}, {}
     for name, node in spec.items():
-        arguments = dict(node)
-        weight = arguments.pop("weight", 1.0)
-        if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
-            raise ValueError(f"wavalign.reward.terms.{name}.weight={weight!r} is not allowed: a number ≥ 0")
-        terms[name], weights[name] = build_term(name, scale, arguments), float(weight)
+        if not isinstance(node, Mapping):
+            raise ValueError(f"{KEY}.terms.{name}={node!r} is not allowed: a mapping such as {{weight: 1.0}}")
+        arguments = {"weight": 1.0, "type": name, **node}
+        weight, kind = arguments.pop("weight"), arguments.pop("type")
+        if not _is_number(weight) or weight < 0:
+            raise ValueError(f"{KEY}.terms.{name}.weight={weight!r} is not allowed: a number ≥ 0")
+        terms[name], weights[name] = build_term(str(kind), scale, arguments), float(weight)
     total = sum(weights.values())
     if total <= 0:
-        raise ValueError("wavalign.reward.terms: all weights are 0: give one term a positive weight")
+        raise ValueError(f"{KEY}.terms: all weights are 0 ({', '.join(spec)}): give one term a positive weight")
     return RewardMix(terms, {name: weight / total for name, weight in weights.items()}, scale)
+
+
+def _checked_scale(scale: Any) -> Scale:
+    pair = tuple(scale)
+    if len(pair) != 2 or not all(map(_is_number, pair)) or not pair[0] < pair[1]:
+        raise ValueError(f"{KEY}.scale={scale!r} is not allowed: [low, high], two numbers with low < high")
+    return float(pair[0]), float(pair[1])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,15 +8,7 @@ import jiwer
 
 from wavalign_ext.asr import load_recognizer, normalize_text, word_error_rate
 from wavalign_ext.rewards.answer import SpokenAnswer
-from wavalign_ext.rewards.registry import register_term
-
-Scale = tuple[float, float]
-
-
-def on_scale(share: float, scale: Scale) -> float:
-    """``share`` in [0, 1] as a point of ``scale``."""
-    low, high = scale
-    return low + (high - low) * min(max(share, 0.0), 1.0)
+from wavalign_ext.rewards.registry import Scale, on_scale, register_term
 
 
 @register_term("semantic")
@@ -57,7 +49,7 @@ class AsrAgreement:
 
     async def score(self, answer: SpokenAnswer) -> float:
         """Transcribe in a thread; notes ``transcript`` and ``wer``."""
-        if answer.wave is None or not len(answer.wave) or not answer.text:
+        if not answer.has_speech or not answer.text:
             answer.notes["wer"] = 1.0
             return self.scale[0]
         async with self._one_at_a_time:

@@ -1,0 +1,92 @@
+"""The supervised start, on a model and a vocabulary small enough for seconds."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from wavalign_ext.layout import load_layout
+from wavalign_ext.pocket.domain import questions
+from wavalign_ext.pocket.tokens import build_tokenizer
+from wavalign_ext.pocket.warmstart import Example, WarmStart, _batches, _disturbed, accuracy, new_model, sample, train
+
+TOKENIZER = build_tokenizer([text for q in questions() for text in (q.text, q.answer)], load_layout("pocket"))
+LAYOUT = load_layout("pocket").resolve(TOKENIZER)
+SMALL = WarmStart(
+    hidden=32, layers=1, heads=2, feed_forward=64, batch=8, most_steps=120, first_check=40, check_every=20, target=0.99,
+    learning_rate=1e-2, warm_up=5, averaging=0.8, noise=0.0,
+)  # fmt: skip
+
+
+def example(kind: str, answer: str, code: int) -> Example:
+    message = [{"role": "user", "content": LAYOUT.heard_prompt([code] * 4)}]
+    prompt = TOKENIZER.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
+    text = TOKENIZER.encode(answer, add_special_tokens=False)
+    return Example(list(prompt), LAYOUT.target(text, [code] * 8), answer, kind)
+
+
+EXAMPLES = [example("color", "coal is black", 3), example("capital", "the capital of norway is oslo", 9)]
+
+
+def share_right(model: torch.nn.Module) -> dict[str, float]:
+    return accuracy(model, EXAMPLES, LAYOUT, TOKENIZER, temperature=0.1, group=1)["by_kind"]  # type: ignore[arg-type]
+
+
+def test_it_learns_two_answers_then_stops_and_does_the_same_again() -> None:
+    runs = []
+    for _ in range(2):
+        model = new_model(len(TOKENIZER), LAYOUT, SMALL)
+        history = train(model, EXAMPLES, LAYOUT, SMALL, share_right)
+        runs.append((history, {name: value.clone() for name, value in model.state_dict().items()}))
+    history = runs[0][0]
+    assert history[-1]["exact"] == 1.0 and history[0]["step"] >= SMALL.first_check
+    assert history[-1]["step"] < SMALL.most_steps
+    assert [h["exact"] for h in history[:-1]] == [h["exact"] for h in history if h["exact"] < SMALL.target]
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
+
+
+def test_it_gives_up_after_the_most_steps() -> None:
+    settings = replace(SMALL, most_steps=40, first_check=20, learning_rate=0.0)
+    model = new_model(len(TOKENIZER), LAYOUT, settings)
+    history = train(model, EXAMPLES, LAYOUT, settings, lambda model: {"color": 0.0, "capital": 0.0})
+    assert [h["step"] for h in history] == [20, 40]
+
+
+def test_a_kind_with_fewer_right_answers_is_asked_more_often() -> None:
+    rng = random.Random(0)
+    settings = replace(SMALL, check_every=50)
+    kinds = [e.kind for batch in _batches(EXAMPLES, {"color": 0.1, "capital": 1.1}, settings, rng) for e in batch]
+    assert len(kinds) == settings.batch * settings.check_every
+    assert kinds.count("capital") / len(kinds) == pytest.approx(1.1 / 1.2, abs=0.05)
+
+
+def test_answers_stop_at_the_end_token_and_keep_the_order_of_their_prompts() -> None:
+    model = new_model(len(TOKENIZER), LAYOUT, SMALL)
+    train(model, EXAMPLES, LAYOUT, SMALL, share_right)
+    prompts = [EXAMPLES[i].prompt_ids for i in (0, 1, 1, 0)]  # of two lengths of answer, so one row is padded
+    answers = sample(model, prompts, LAYOUT, temperature=0.1, top_p=1.0)
+    assert answers == [EXAMPLES[i].target_ids for i in (0, 1, 1, 0)]
+
+
+def test_accuracy_counts_groups_that_are_neither_all_right_nor_all_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    color, capital = (e.target_ids for e in EXAMPLES)
+    # Of the color's eight answers one is right, of the capital's all are; one that never ends has its words right too.
+    spoken = [color, *[capital] * 7, *[capital] * 7, capital[:-1]]
+    monkeypatch.setattr("wavalign_ext.pocket.warmstart.sample", lambda *_, **__: spoken)
+    found = accuracy(None, EXAMPLES, LAYOUT, TOKENIZER, group=8)  # type: ignore[arg-type]
+    assert found["exact"] == pytest.approx(9 / 16, abs=1e-3) and found["answers"] == 16
+    assert found["mixed_groups_of_4"] == 0.25 and found["mixed_groups_of_8"] == 0.5
+    assert found["by_kind"] == {"capital": 1.0, "color": 0.125}
+
+
+def test_noise_touches_only_the_users_speech() -> None:
+    prompt = EXAMPLES[0].prompt_ids
+    heard = range(LAYOUT.heard_start, LAYOUT.heard_end)
+    noisy = _disturbed(prompt * 200, LAYOUT, 0.5, random.Random(0))
+    assert [i for i in noisy if i not in heard] == [i for i in prompt * 200 if i not in heard]
+    units = [i for i in noisy if i in heard]
+    assert 0.6 < len(units) / 800 < 0.8  # 0.3 are dropped
+    assert 0.4 < sum(i != heard[3] for i in units) / len(units) < 0.6  # half of the others are replaced
+    assert _disturbed(prompt, LAYOUT, 0.0, random.Random(0)) == prompt
