@@ -106,14 +106,14 @@ def main() -> None:
     import verl  # noqa: F401  (loads the plugin)
     from verl.workers.utils.losses import ppo_loss
 
-    from wavalign_ext.loss import LossCoefficients, verl_loss
+    from wavalign_ext.loss import LossCoefficients, VerlLoss
     from wavalign_ext.pocket.build import build
 
     worker, actor = make_worker(arguments.model or str(build() / "model"))
     vocabulary = worker.engine.module.config.vocab_size
     sides = {
         "stock GRPO": (make_rows(vocabulary, anchors=False), partial(ppo_loss, actor)),
-        "WavAlign": (make_rows(vocabulary, anchors=True), partial(verl_loss, LossCoefficients())),
+        "WavAlign": (make_rows(vocabulary, anchors=True), VerlLoss(LossCoefficients())),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(arguments.rounds + 1):

@@ -1,8 +1,8 @@
-"""verl's FSDP2 engine on a CPU with gloo.
+"""verl's FSDP engines with WavAlign's head, and the same on a CPU with gloo.
 
-verl registers its engines for ``cuda`` and ``npu`` only; these subclasses register for ``cpu``. A forward-only engine
-(the reference policy) asks for pinned memory, which needs an accelerator: the same offload policy without pinning is
-used while the module is built.
+verl registers its engines for ``cuda`` and ``npu``; it looks for a vendor's engine first, which is where ours stands,
+and has none for ``cpu``. A forward-only engine (the reference policy) asks for pinned memory, which needs an
+accelerator: on a CPU the same offload policy without pinning is used while the module is built.
 """
 
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from torch.distributed.fsdp import CPUOffloadPolicy
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
+
+from wavalign_ext.fused_head import FusedHeadEngine
 
 
 def _unpinned(pin_memory: bool = False) -> CPUOffloadPolicy:
@@ -26,8 +28,15 @@ class _OnCpu:
             transformer_impl.CPUOffloadPolicy = original  # type: ignore[misc]
 
 
+@EngineRegistry.register(
+    model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["nvidia", "amd"]
+)
+class WavAlignFSDPEngine(FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
+    """verl's own engine unless the fused head is on."""
+
+
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
-class CpuFSDPEngineWithLMHead(_OnCpu, transformer_impl.FSDPEngineWithLMHead):
+class CpuFSDPEngineWithLMHead(_OnCpu, FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
     """The policy and reference engine on a CPU."""
 
 

@@ -1,6 +1,6 @@
 """The combined loss: λ · preference + (1 − λ) · anchor (METHOD.md; paper: arXiv 2604.14932).
 
-:func:`combined_loss` is the definition, on plain tensors; :func:`verl_loss` is what verl's worker calls.
+:func:`combined_loss` is the definition, on plain tensors; :class:`VerlLoss` is what verl's worker calls.
 """
 
 from dataclasses import dataclass
@@ -83,9 +83,11 @@ def combined_loss(inputs: LossInputs, lam: float, coefficients: LossCoefficients
         gap = torch.clamp(i.reference - i.logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         gap = torch.where(text + speech > 0, gap, 0.0)
         k3 = gap.exp() - gap - 1
-        kl_text, kl_speech = (text * k3).sum(), (speech * k3).sum()
-        preference = preference + c.kl_text * kl_text + c.kl_speech * kl_speech
-        parts |= {"kl_text": kl_text, "kl_speech": kl_speech}
+        # Only where it counts: without a coefficient, a modality's log-probs may not have been computed at all.
+        for name, weight, coefficient in (("kl_text", text, c.kl_text), ("kl_speech", speech, c.kl_speech)):
+            if coefficient > 0:
+                parts[name] = (weight * k3).sum()
+                preference = preference + coefficient * parts[name]
     if i.entropy is not None:
         entropy = (i.preference_weight * i.entropy).sum()
         preference = preference - c.entropy * entropy
@@ -98,39 +100,60 @@ def combined_loss(inputs: LossInputs, lam: float, coefficients: LossCoefficients
 ROW_FIELDS = ("preference_weight", "anchor_weight", "text_weight", "speech_weight")
 
 
-def verl_loss(
-    coefficients: LossCoefficients, model_output: dict[str, Any], data: Any, dp_group: Any = None
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """:func:`combined_loss` with verl's signature for ``set_loss_fn``: one micro-batch on one rank.
+class VerlLoss:
+    """:func:`combined_loss` as verl's ``set_loss_fn`` takes it: called with one micro-batch on one rank."""
 
-    FSDP averages gradients over ranks, so a sum over all rows of the mini-batch needs a factor ``dp_size``; verl
-    averages a SUM metric over ranks as well, so the parts carry it too.
-    """
-    from verl.utils.metric import AggregationType, Metric
-    from verl.workers.utils.padding import no_padding_2_padding
+    def __init__(self, coefficients: LossCoefficients) -> None:
+        self.coefficients = coefficients
 
-    from wavalign_ext.weights import ANCHOR
+    def needed_tokens(self, data: Any) -> torch.Tensor | None:
+        """Response tokens (R, T) whose log-prob this loss or its metrics use; None for all. The head skips the rest."""
+        from verl.utils import tensordict_utils as tu
 
-    fields = [*ROW_FIELDS, "old_log_probs", "advantages", "row_kind"]
-    fields += ["ref_log_prob"] if "ref_log_prob" in data else []
-    rows = data.select(*fields).to_padded_tensor()
-    entropy = model_output.get("entropy")
-    outputs = combined_loss(
-        LossInputs(
-            logp=no_padding_2_padding(model_output["log_probs"], data),
-            old_logp=rows["old_log_probs"],
-            advantage=rows["advantages"],
-            is_anchor=(rows["row_kind"] == ANCHOR).unsqueeze(-1),
-            reference=rows.get("ref_log_prob", None),
-            entropy=None if entropy is None else no_padding_2_padding(entropy, data),
-            **{name: rows[name] for name in ROW_FIELDS},
-        ),
-        data["wavalign_lambda"],
-        coefficients,
-    )
-    dp_size = data["dp_size"]
-    metrics = {
-        f"actor/{name}": Metric(value=value * dp_size, aggregation=AggregationType.SUM)
-        for name, value in outputs.parts.items()
-    }
-    return outputs.loss * dp_size, metrics
+        from wavalign_ext.weights import ANCHOR
+
+        if tu.get_non_tensor_data(data, "calculate_entropy", False):
+            return None
+        rows: Any = data.select(*ROW_FIELDS, "row_kind").to_padded_tensor()
+        with_kl, anchor = "ref_log_prob" in data, (rows["row_kind"] == ANCHOR)[:, None]
+        needed = (rows["preference_weight"] > 0) | (rows["anchor_weight"] > 0)
+        for name, coefficient in (("text", self.coefficients.kl_text), ("speech", self.coefficients.kl_speech)):
+            needed |= (rows[f"{name}_weight"] > 0) & (anchor | (with_kl and coefficient > 0))
+        return needed
+
+    def __call__(
+        self, model_output: dict[str, Any], data: Any, dp_group: Any = None
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """(loss, metrics).
+
+        FSDP averages gradients over ranks, so a sum over all rows of the mini-batch needs a factor ``dp_size``; verl
+        averages a SUM metric over ranks as well, so the parts carry it too.
+        """
+        from verl.utils.metric import AggregationType, Metric
+        from verl.workers.utils.padding import no_padding_2_padding
+
+        from wavalign_ext.weights import ANCHOR
+
+        fields = [*ROW_FIELDS, "old_log_probs", "advantages", "row_kind"]
+        fields += ["ref_log_prob"] if "ref_log_prob" in data else []
+        rows = data.select(*fields).to_padded_tensor()
+        entropy = model_output.get("entropy")
+        outputs = combined_loss(
+            LossInputs(
+                logp=no_padding_2_padding(model_output["log_probs"], data),
+                old_logp=rows["old_log_probs"],
+                advantage=rows["advantages"],
+                is_anchor=(rows["row_kind"] == ANCHOR).unsqueeze(-1),
+                reference=rows.get("ref_log_prob", None),
+                entropy=None if entropy is None else no_padding_2_padding(entropy, data),
+                **{name: rows[name] for name in ROW_FIELDS},
+            ),
+            data["wavalign_lambda"],
+            self.coefficients,
+        )
+        dp_size = data["dp_size"]
+        metrics = {
+            f"actor/{name}": Metric(value=value * dp_size, aggregation=AggregationType.SUM)
+            for name, value in outputs.parts.items()
+        }
+        return outputs.loss * dp_size, metrics

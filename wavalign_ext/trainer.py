@@ -11,7 +11,6 @@ Imported only after verl's own trainer (see ``patches.py``). Rows travel through
 import json
 import math
 import os
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from wavalign_ext.codec import load_codec
 from wavalign_ext.config import WavAlignConfig
 from wavalign_ext.held_out import held_out_nll
 from wavalign_ext.layout import load_layout
-from wavalign_ext.loss import LossCoefficients, verl_loss
+from wavalign_ext.loss import LossCoefficients, VerlLoss
 from wavalign_ext.metrics import RolloutBatch, rollout_metrics
 from wavalign_ext.mixing import MixingController
 from wavalign_ext.samples import SampleWriter
@@ -66,7 +65,7 @@ class WavAlignTrainer(PPOTrainerSync):
             kl_speech=self.wav.kl.speech,
             entropy=actor.entropy_coeff,
         )
-        self.actor_rollout_wg.set_loss_fn(partial(verl_loss, coefficients))
+        self.actor_rollout_wg.set_loss_fn(VerlLoss(coefficients))
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()

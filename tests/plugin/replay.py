@@ -1,9 +1,9 @@
 """One actor update of a fixed mini-batch through verl's own training worker, on this many ranks, cut this way.
 
-    torchrun --nproc_per_node=RANKS replay.py MODEL MICRO OUT        MICRO: rows, or "dynamicTOKENS"
+    torchrun --nproc_per_node=RANKS replay.py MODEL MICRO OUT [OVERRIDE ...]        MICRO: rows, or "dynamicTOKENS"
 
-Writes {"grads", "loss", "anchor_nll", "lambda"}; gradients come from Adam's first moment, which after one step is
-(1 − β1) times the clipped gradient.
+Writes {"grads", "loss", "anchor_nll", "lambdas", "log_probs", "entropy"}; the last two are of this rank's responses
+before the update. Gradients come from Adam's first moment, which after one step is (1 − β1) times the clipped gradient.
 """
 
 import os
@@ -15,15 +15,17 @@ import torch
 import torch.distributed
 import verl  # noqa: F401  (loads the plugin)
 from hydra import compose, initialize_config_module
+from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import reduce_metrics
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
+from verl.workers.utils.padding import response_from_nested
 
 from wavalign_ext.anchor import order_for_ranks, padding_row, rows_to_tensordict, split_mini_batches, supervised_row
 from wavalign_ext.config import AnchorConfig, PreferenceConfig
-from wavalign_ext.loss import ROW_FIELDS, LossCoefficients, verl_loss
+from wavalign_ext.loss import ROW_FIELDS, LossCoefficients, VerlLoss
 from wavalign_ext.mixing import MixingController
 from wavalign_ext.weights import ANCHOR, PADDING, ROLLOUT, token_weights
 
@@ -82,9 +84,9 @@ def make_batch(world: int, micro: int) -> tuple[torch.Tensor, list[int]]:
     return data, order
 
 
-def make_worker(model: str, micro: str) -> TrainingWorker:
+def make_worker(model: str, micro: str, overrides: list[str]) -> TrainingWorker:
     with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", ["+recipe=wavalign", f"actor_rollout_ref.model.path={model}"])
+        config = compose("ppo_trainer", ["+recipe=wavalign", f"actor_rollout_ref.model.path={model}", *overrides])
     config.actor_rollout_ref.actor.optim.total_training_steps = 1
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     worker = TrainingWorkerConfig(
@@ -100,15 +102,27 @@ def make_worker(model: str, micro: str) -> TrainingWorker:
     worker.engine_config.micro_batch_size_per_gpu = None if dynamic else int(micro)
     made = TrainingWorker(config=worker)
     made.reset()
-    made.set_loss_fn(partial(verl_loss, LossCoefficients(kl_text=0.05, kl_speech=0.02)))
+    kl = config.wavalign.kl
+    made.set_loss_fn(VerlLoss(LossCoefficients(kl_text=kl.text, kl_speech=kl.speech)))
     return made
 
 
+def infer(worker: TrainingWorker, data: TensorDict) -> dict[str, torch.Tensor]:
+    """Log-probs and entropies of the responses, (tokens,), by a forward-only pass."""
+    data = data.clone()
+    for name, value in {"calculate_entropy": True, "compute_loss": False, "temperature": 0.7}.items():
+        tu.assign_non_tensor_data(data, name, value)
+    output = worker.infer_batch(data)
+    return {
+        name: response_from_nested(output[name], data["response_mask"]).values() for name in ("log_probs", "entropy")
+    }
+
+
 def main() -> None:
-    model, micro, out = sys.argv[1:]
+    model, micro, out, *overrides = sys.argv[1:]
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    worker = make_worker(model, micro)
+    worker = make_worker(model, micro, overrides)
     data, order = make_batch(world, 1 if micro.startswith("dynamic") else int(micro))
     share = len(order) // world
     lam = tu.get_non_tensor_data(data, "wavalign_lambda", None)
@@ -117,6 +131,7 @@ def main() -> None:
     extra |= dict(dataloader_kwargs={"shuffle": False}, calculate_entropy=False)
     for name, value in extra.items():
         tu.assign_non_tensor_data(mine, name, value)
+    before = infer(worker, mine)
     metrics = reduce_metrics(tu.get(worker.train_mini_batch(mine), "metrics"))
     state = worker.engine.optimizer.state
     grads = {}
@@ -127,7 +142,7 @@ def main() -> None:
     torch.distributed.all_gather_object(lambdas, lam)
     if rank == 0:
         keep = {"grads": grads, "loss": metrics["actor/total_loss"], "anchor_nll": metrics["actor/anchor_nll"]}
-        torch.save(keep | {"lambdas": lambdas, "padding": int(sum(data["row_kind"] == PADDING))}, out)
+        torch.save(keep | before | {"lambdas": lambdas, "padding": int(sum(data["row_kind"] == PADDING))}, out)
     torch.distributed.destroy_process_group()
 
 

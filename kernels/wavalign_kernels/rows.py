@@ -1,0 +1,148 @@
+"""The active positions, gathered: what a row step reads and writes. A = number of active positions."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from .records import ANCHOR, PREFERENCE, LossInputs, LossParts
+
+
+def _part(record, a: int, b: int):
+    """The same record over rows a to b."""
+    cut = {f.name: getattr(record, f.name)[a:b] for f in fields(record) if isinstance(getattr(record, f.name), Tensor)}
+    return replace(record, **cut)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of the softmax."""
+
+    index: Tensor  # (A,) position in the stream
+    targets: Tensor  # (A,)
+    inv_temperature: Tensor | None  # (A,) None: 1
+
+    part = _part
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """What the softmax of each row leaves behind."""
+
+    logp: Tensor  # (A,) log p_y
+    miss: Tensor  # (A,) 1 − p_y, summed from the other entries: exact where p_y is near 1
+    lse: Tensor  # (A,) log Σ exp z
+    entropy: Tensor  # (A,)
+
+    part = _part
+
+    @staticmethod
+    def empty(rows: int, like: Tensor) -> "RowStats":
+        return RowStats(*(like.new_empty(rows) for _ in range(4)))
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """The gradient that arrives at each row's outputs."""
+
+    logp: Tensor  # (A,) ∂L/∂logp
+    entropy: Tensor | None  # (A,) ∂L/∂H
+
+    part = _part
+
+
+@dataclass(frozen=True)
+class LossRows:
+    """The columns of `LossInputs` at the active positions; `scale` is λ/D or (1−λ)/D by the row's kind."""
+
+    preference: Tensor  # (A,) bool
+    scale: Tensor  # (A,)
+    weights: Tensor  # (A,)
+    advantages: Tensor | None  # (A,)
+    old_logp: Tensor | None  # (A,)
+    ref_logp: Tensor | None  # (A,)
+    kl_weights: Tensor | None  # (A,)
+    entropy_weights: Tensor | None  # (A,) c·e, None: no entropy term
+    clip_low: float
+    clip_high: float
+
+    part = _part
+
+
+def gather_rows(index: Tensor, targets: Tensor, temperature: float | Tensor, dtype: torch.dtype) -> Rows:
+    """Compact the columns that the softmax needs."""
+    inverse = None
+    if isinstance(temperature, Tensor):
+        inverse = temperature.to(dtype).reciprocal()
+        inverse = inverse[index] if inverse.dim() else inverse.expand(len(index)).contiguous()
+    elif temperature != 1.0:
+        inverse = torch.full((len(index),), 1.0 / temperature, dtype=dtype, device=index.device)
+    return Rows(index, targets[index].long(), inverse)
+
+
+def gather_loss(x: LossInputs, index: Tensor, dtype: torch.dtype) -> LossRows:
+    """Compact the columns that the loss needs."""
+
+    def pick(column: Tensor | None) -> Tensor | None:
+        return None if column is None else column.detach()[index].to(dtype)
+
+    preference = x.kind[index] == PREFERENCE
+    lam = 1.0 if x.lam is None else x.lam
+    rest = 1.0 if x.lam is None else 1.0 - x.lam
+    ones = torch.ones(len(index), dtype=dtype, device=index.device)
+    scale = torch.where(preference, ones * (lam / x.preference_denominator), ones * (rest / x.anchor_denominator))
+    weights = pick(x.weights)
+    assert weights is not None
+    share = None
+    if x.entropy_coef != 0:
+        entropy = weights if x.entropy_weights is None else pick(x.entropy_weights)
+        share = torch.where(preference, x.entropy_coef * entropy, 0.0)
+    columns = (pick(c) for c in (x.advantages, x.old_logp, x.ref_logp, x.kl_weights))
+    return LossRows(preference, scale, weights, *columns, share, x.clip_low, x.clip_high)
+
+
+def loss_slopes(logp: Tensor, r: LossRows) -> Slopes:
+    """∂L/∂logp and ∂L/∂H of every row.
+
+    preference: −w·A·ρ where the unclipped branch is the smaller one, + κ·(1 − exp(ref − logp));  anchor: −w
+    """
+    slope = -r.weights
+    if r.advantages is not None:
+        ratio = torch.ones_like(logp) if r.old_logp is None else (logp - r.old_logp).exp()
+        unclipped = torch.where(r.advantages > 0, ratio <= 1 + r.clip_high, ratio >= 1 - r.clip_low)
+        policy = torch.where(unclipped, slope * r.advantages * ratio, 0.0)
+        if r.ref_logp is not None and r.kl_weights is not None:
+            policy = policy + torch.where(r.kl_weights != 0, -r.kl_weights * torch.expm1(r.ref_logp - logp), 0.0)
+        slope = torch.where(r.preference, policy, slope)
+    return Slopes(slope * r.scale, None if r.entropy_weights is None else -r.entropy_weights * r.scale)
+
+
+def loss_parts(stats: RowStats, r: LossRows, x: LossInputs) -> tuple[Tensor, LossParts]:
+    """The loss and its terms from the rows' statistics: O(A) work."""
+    logp, zero = stats.logp, torch.zeros_like(stats.logp)
+    surrogate = kl = bonus = zero
+    if r.advantages is not None:
+        ratio = torch.where(r.preference, logp - (logp if r.old_logp is None else r.old_logp), zero).exp()
+        clipped = ratio.clamp(1 - r.clip_low, 1 + r.clip_high)
+        surrogate = -r.weights * torch.minimum(ratio * r.advantages, clipped * r.advantages)
+    if r.ref_logp is not None and r.kl_weights is not None:
+        gap = torch.where(r.preference & (r.kl_weights != 0), r.ref_logp - logp, zero)
+        kl = r.kl_weights * (torch.expm1(gap) - gap)
+    if r.entropy_weights is not None:
+        bonus = -r.entropy_weights * stats.entropy
+    sums = [torch.where(r.preference, t, zero).sum() / x.preference_denominator for t in (surrogate, kl, bonus)]
+    preference = sums[0] + sums[1] + sums[2]
+    anchor = torch.where(r.preference, zero, -r.weights * logp).sum() / x.anchor_denominator
+    loss = preference + anchor if x.lam is None else x.lam * preference + (1 - x.lam) * anchor
+    return loss, LossParts(preference, anchor, *sums)
+
+
+def scatter(column: Tensor, index: Tensor, length: int) -> Tensor:
+    """Back to the stream, zero elsewhere.  # (A,) -> (T,)"""
+    return column.new_zeros(length).index_copy_(0, index, column)
+
+
+def active_index(kind_or_mask: Tensor) -> Tensor:
+    """Positions that take part."""
+    mask = kind_or_mask if kind_or_mask.dtype == torch.bool else (kind_or_mask == PREFERENCE) | (kind_or_mask == ANCHOR)
+    return mask.nonzero()[:, 0]
