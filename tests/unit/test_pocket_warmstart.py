@@ -19,14 +19,14 @@ SMALL = WarmStart(
 )  # fmt: skip
 
 
-def example(kind: str, answer: str, code: int) -> Example:
-    message = [{"role": "user", "content": LAYOUT.heard_prompt([code] * 4)}]
+def example(kind: str, answer: str, code: int, heard: int = 4) -> Example:
+    message = [{"role": "user", "content": LAYOUT.heard_prompt([code] * heard)}]
     prompt = TOKENIZER.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
     text = TOKENIZER.encode(answer, add_special_tokens=False)
     return Example(list(prompt), LAYOUT.target(text, [code] * 8), answer, kind)
 
 
-EXAMPLES = [example("color", "coal is black", 3), example("capital", "the capital of norway is oslo", 9)]
+EXAMPLES = [example("color", "coal is black", 3), example("capital", "the capital of norway is oslo", 9, 6)]
 
 
 def share_right(model: torch.nn.Module) -> dict[str, float]:
@@ -62,12 +62,24 @@ def test_a_kind_with_fewer_right_answers_is_asked_more_often() -> None:
     assert kinds.count("capital") / len(kinds) == pytest.approx(1.1 / 1.2, abs=0.05)
 
 
-def test_answers_stop_at_the_end_token_and_keep_the_order_of_their_prompts() -> None:
-    model = new_model(len(TOKENIZER), LAYOUT, SMALL)
-    train(model, EXAMPLES, LAYOUT, SMALL, share_right)
-    prompts = [EXAMPLES[i].prompt_ids for i in (0, 1, 1, 0)]  # of two lengths of answer, so one row is padded
-    answers = sample(model, prompts, LAYOUT, temperature=0.1, top_p=1.0)
-    assert answers == [EXAMPLES[i].target_ids for i in (0, 1, 1, 0)]
+class Parrot:
+    """A model whose answer to a prompt is known: its target, filled up to the longest of the batch."""
+
+    def generate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pad_token_id: int, **_: object
+    ) -> torch.Tensor:
+        known = {tuple(e.prompt_ids): e.target_ids for e in EXAMPLES}
+        said = [known[tuple(row[mask.bool()].tolist())] for row, mask in zip(input_ids, attention_mask, strict=True)]
+        longest = max(map(len, said))
+        out = torch.tensor([ids + [pad_token_id] * (longest - len(ids)) for ids in said])
+        return torch.cat([input_ids, out], 1)
+
+
+def test_answers_end_where_they_end_and_keep_the_order_of_their_prompts() -> None:
+    asked = [0, 1, 1, 0] * 40  # more than one batch, of two lengths of prompt and of answer
+    assert len({len(e.prompt_ids) for e in EXAMPLES}) == len({len(e.target_ids) for e in EXAMPLES}) == 2
+    answers = sample(Parrot(), [EXAMPLES[i].prompt_ids for i in asked], LAYOUT, temperature=1.0, top_p=1.0)  # type: ignore[arg-type]
+    assert answers == [EXAMPLES[i].target_ids for i in asked]
 
 
 def test_accuracy_counts_groups_that_are_neither_all_right_nor_all_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
