@@ -4,11 +4,14 @@ A target's speech is long, and verl copies a dataset row into each of its n roll
 trainer asks for it by the row's index.
 """
 
+import uuid
 from typing import Any
 
+import datasets
+from omegaconf import OmegaConf
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-TARGET_TEXT, TARGET_SPEECH = "target_text", "target_speech"
+TARGET_TEXT, TARGET_SPEECH, TARGET_AUDIO = "target_text", "target_speech", "target_audio"
 
 
 class SpokenDataset(RLHFDataset):
@@ -33,3 +36,43 @@ class SpokenDataset(RLHFDataset):
                 raise ValueError(f"extra_info.index={info['index']} occurs twice: give every row its own index")
             found[info["index"]] = (text, list(codes))
         return found
+
+
+class RawAudioDataset(SpokenDataset):
+    """Rows that still hold recordings: they are encoded whenever the file is loaded; ``wavalign prepare`` does it once.
+
+    ``prompt`` has <|audio|> where a recording of the column ``audios`` belongs; ``target_audio`` is the answer's. A
+    recording is a path, a file's bytes, or what datasets' Audio holds (bytes, or array and sampling_rate).
+    ``data.spoken`` has the layout and the codecs; see :class:`wavalign_ext.prepare.raw.RawRows`.
+    """
+
+    def maybe_filter_out_long_prompts(self, dataframe: Any = None) -> Any:
+        """Encode, then leave out what verl finds too long."""
+        from wavalign_ext.prepare.raw import RawRows
+
+        columns = [name for name in (self.audio_key, TARGET_AUDIO) if name in dataframe.column_names]
+        if columns:
+            spoken: Any = self.config.get("spoken")
+            settings: Any = OmegaConf.to_container(spoken, resolve=True) if OmegaConf.is_config(spoken) else spoken
+            rows = RawRows(settings, self.tokenizer, self.audio_key)
+            dataframe = _undecoded(dataframe, columns).map(
+                rows,
+                remove_columns=columns,
+                desc="recordings to codes",
+                # Not into datasets' cache: a recording behind a path may change, and its path stay the same.
+                keep_in_memory=True,
+                new_fingerprint=uuid.uuid4().hex,
+            )
+        return super().maybe_filter_out_long_prompts(dataframe)
+
+
+def _undecoded(dataframe: Any, columns: list[str]) -> Any:
+    """Audio as the file's bytes: decoding is ours, and datasets would want another library for it."""
+    raw = datasets.Audio(decode=False)
+    for name in columns:
+        feature = dataframe.features[name]
+        if isinstance(feature, datasets.Audio):
+            dataframe = dataframe.cast_column(name, raw)
+        elif isinstance(getattr(feature, "feature", None), datasets.Audio):
+            dataframe = dataframe.cast_column(name, datasets.List(raw))
+    return dataframe

@@ -1,9 +1,6 @@
 """What a reward term sees of one rollout."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -13,9 +10,9 @@ class SpokenAnswer:
     """One spoken answer and what it answers. Waveforms are mono float32 in [-1, 1]; None where there is none.
 
     ``sample_rate`` (Hz) holds for ``wave`` and ``reference_wave``, ``question_rate`` for ``question_wave``.
-    ``transcript`` is what the speech says, when the caller knows; terms that need it otherwise ask a recogniser, once.
-    ``keywords`` are the words this row's answer must have. The terms that score this answer share ``notes``: what one
-    found out (a transcript) is shown with the scores.
+    ``ended`` says that the end token came, ``truncated`` that the length limit cut the answer off. ``keywords`` are the
+    words this row's answer must have. The terms that score this answer share ``notes``: what one found out (a
+    transcript, a count) is shown with the scores.
     """
 
     text: str
@@ -30,18 +27,10 @@ class SpokenAnswer:
     ended: bool
     truncated: bool
     layout_errors: tuple[str, ...] = ()
-    transcript: str | None = None
     keywords: tuple[str, ...] = ()
     notes: dict[str, str | float] = field(default_factory=dict)
-    _made: dict[Hashable, asyncio.Future[Any]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def has_speech(self) -> bool:
         """False without a waveform, and for one that is empty or all zeros."""
         return self.wave is not None and bool(np.any(self.wave))
-
-    async def once(self, key: Hashable, make: Callable[[], Awaitable[Any]]) -> Any:
-        """What ``make`` returns or raises; made for this answer once, however many terms ask for ``key``."""
-        if key not in self._made:
-            self._made[key] = asyncio.ensure_future(make())
-        return await asyncio.shield(self._made[key])

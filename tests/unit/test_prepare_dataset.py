@@ -1,0 +1,149 @@
+"""verl's dataset on what ``wavalign prepare`` writes, and on rows that still hold recordings."""
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+from omegaconf import OmegaConf
+from transformers import AutoTokenizer
+
+from wavalign_ext.prepare.command import main
+
+
+def _helper(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec and spec.loader
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+small = _helper("small_world")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """(world, folder): five dialogues prepared into ``folder/out``, their recordings in ``folder``."""
+    world, folder = small.build(tmp_path_factory.mktemp("world")), tmp_path_factory.mktemp("data")
+    names = []
+    for n in range(5):
+        small.record(folder / f"q{n}.wav", small.voice(n))
+        small.record(folder / f"a{n}.wav", small.voice(50 + n), subtype="FLOAT")
+        names.append((f"q{n}.wav", f"a{n}.wav"))
+    file = small.write_jsonl(folder / "d.jsonl", [small.dialogue(*pair) for pair in names])
+    options = [str(file), "--out", str(folder / "out"), *world.options, "--jobs", "1", "--val-share", "0"]
+    assert main(options) == 0
+    return world, folder
+
+
+def dataset(kind: str, file: Path, world: Any, **spoken: Any) -> Any:
+    from wavalign_ext import dataset as module
+
+    layout = OmegaConf.to_container(OmegaConf.load(world.layout))
+    settings = {"layout": layout, "codec": world.codec, "heard_codec": world.heard, **spoken}
+    node: dict[str, Any] = {"max_prompt_length": 64, "cache_dir": str(file.parent / "cache"), "spoken": settings}
+    tokenizer = AutoTokenizer.from_pretrained(world.folder / "model")
+    return getattr(module, kind)(str(file), tokenizer, OmegaConf.create(node))
+
+
+def raw_row(n: int, question: Any, answer: Any) -> dict[str, Any]:
+    return {
+        "data_source": "d",
+        "prompt": [{"role": "user", "content": "<|audio|>"}],
+        "audios": [question],
+        "reward_model": {"style": "rule", "ground_truth": "seven"},
+        "target_text": "three plus four is seven",
+        "target_audio": answer,
+        "extra_info": {"index": n + 1},
+    }
+
+
+def as_path(path: Path) -> Any:
+    return path.name
+
+
+def as_bytes(path: Path) -> Any:
+    return path.read_bytes()
+
+
+def as_array(path: Path) -> Any:
+    wave, rate = soundfile.read(path, dtype="float32")
+    return {"array": wave.tolist(), "sampling_rate": rate}
+
+
+def as_stereo_array(path: Path) -> Any:
+    wave, rate = soundfile.read(path, dtype="float32")
+    return {"array": [wave.tolist(), wave.tolist()], "sampling_rate": rate}
+
+
+def as_struct(path: Path) -> Any:
+    return {"bytes": path.read_bytes(), "path": path.name}
+
+
+def test_verl_s_dataset_reads_what_was_prepared(made: tuple[Any, Path]) -> None:
+    world, folder = made
+    rows = dataset("SpokenDataset", folder / "out" / "train.parquet", world)
+    assert len(rows) == 5 and set(rows.targets()) == {1, 2, 3, 4, 5}
+    row = rows[0]
+    assert row["index"] == 1 and row["raw_prompt"][0]["content"].startswith("<|heard_")
+    assert "target_speech" not in row
+
+
+@pytest.mark.parametrize("form", [as_path, as_bytes, as_array, as_stereo_array, as_struct])
+def test_recordings_in_any_form_become_the_codes_that_prepare_makes(
+    made: tuple[Any, Path], tmp_path: Path, form: Any
+) -> None:
+    world, folder = made
+    rows = [raw_row(n, form(folder / f"q{n}.wav"), form(folder / f"a{n}.wav")) for n in range(5)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "raw.parquet")
+    raw = dataset("RawAudioDataset", tmp_path / "raw.parquet", world, audio_root=str(folder))
+    ready = dataset("SpokenDataset", folder / "out" / "train.parquet", world)
+    assert raw.targets() == ready.targets()
+    assert [row["raw_prompt"] for row in raw] == [row["raw_prompt"] for row in ready]
+    assert "audios" not in raw[0] and "target_audio" not in raw[0]
+
+
+def test_datasets_own_audio_columns_are_read_without_its_decoder(made: tuple[Any, Path], tmp_path: Path) -> None:
+    world, folder = made
+    rows = [raw_row(n, as_struct(folder / f"q{n}.wav"), as_struct(folder / f"a{n}.wav")) for n in range(5)]
+    plain = datasets.Dataset.from_list(rows)
+    plain = plain.cast_column("audios", datasets.List(datasets.Audio()))
+    plain.cast_column("target_audio", datasets.Audio()).to_parquet(tmp_path / "raw.parquet")
+    kept = datasets.load_dataset("parquet", data_files=str(tmp_path / "raw.parquet"))["train"].features
+    assert kept["target_audio"] == datasets.Audio()  # decoded when it is read, if nobody prevents it
+    raw = dataset("RawAudioDataset", tmp_path / "raw.parquet", world)
+    assert raw.targets() == dataset("SpokenDataset", folder / "out" / "train.parquet", world).targets()
+
+
+def test_codes_that_are_there_stay_and_rows_without_recordings_pass(made: tuple[Any, Path], tmp_path: Path) -> None:
+    world, folder = made
+    first = raw_row(0, as_bytes(folder / "q0.wav"), None) | {"target_speech": [1, 2, 3, 4]}
+    second = raw_row(1, None, None) | {"target_speech": [5, 6, 7, 8], "audios": None}
+    second["prompt"] = [{"role": "user", "content": "<|heard_3|>"}]
+    datasets.Dataset.from_list([first, second]).to_parquet(tmp_path / "raw.parquet")
+    raw = dataset("RawAudioDataset", tmp_path / "raw.parquet", world)
+    assert [codes for _, codes in raw.targets().values()] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert raw[1]["raw_prompt"] == second["prompt"]
+
+
+def test_a_broken_recording_names_its_row(made: tuple[Any, Path], tmp_path: Path) -> None:
+    world, folder = made
+    silence = io.BytesIO()
+    soundfile.write(silence, np.zeros(1600), 16000, format="WAV")
+    rows = [raw_row(3, silence.getvalue(), as_bytes(folder / "a0.wav"))]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "raw.parquet")
+    with pytest.raises(ValueError, match=r"extra_info\.index=4, audios\[0\]='bytes': it is silent"):
+        dataset("RawAudioDataset", tmp_path / "raw.parquet", world)
+
+
+def test_settings_that_are_missing_are_asked_for(made: tuple[Any, Path], tmp_path: Path) -> None:
+    world, folder = made
+    datasets.Dataset.from_list([raw_row(0, "q0.wav", "a0.wav")]).to_parquet(tmp_path / "raw.parquet")
+    with pytest.raises(ValueError, match=r"data\.spoken=.*'codec' is missing.*set \+data\.spoken="):
+        dataset("RawAudioDataset", tmp_path / "raw.parquet", world, codec=None)

@@ -1,0 +1,47 @@
+"""The command ``wavalign``: one name for what the package does. A command's module is imported when it is asked for."""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+# name: (module with a ``main``, what it does)
+COMMANDS = {
+    "prepare": ("wavalign_ext.prepare.command", "spoken dialogues in JSONL to verl's parquet"),
+    "pocket": ("wavalign_ext.pocket.__main__", "build the embedded default: voices, codecs, data and a small model"),
+    "doctor": ("wavalign_ext.doctor", "check the installation and a recipe's parts before a run"),
+    "listen": ("wavalign_ext.listen", "what a run's model says, as a table and WAV files"),
+    "report": ("wavalign_ext.report", "runs side by side, as one HTML page"),
+    "convert": ("wavalign_ext.convert", "a spoken model's weights to a form that verl and vLLM load"),
+    "export": ("wavalign_ext.export", "a run's checkpoint to a Hugging Face folder"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status. 2 for an unknown one."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    known = {name: entry for name, entry in COMMANDS.items() if _exists(entry[0])}
+    parser = argparse.ArgumentParser(
+        prog="wavalign",
+        description="Reinforcement learning for spoken dialogue models.",
+        epilog="Train with: python -m verl.trainer.main_ppo +recipe=wavalign",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    for name, (_, about) in known.items():
+        commands.add_parser(name, help=about, add_help=False)
+    name = parser.parse_args(words[:1]).command
+    # Set rather than passed: a command's own main reads it, however it takes its arguments.
+    sys.argv = [f"wavalign {name}", *words[1:]]
+    return importlib.import_module(known[name][0]).main() or 0
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

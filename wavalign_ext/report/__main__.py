@@ -1,0 +1,5 @@
+import sys
+
+from wavalign_ext.report import main
+
+sys.exit(main())
