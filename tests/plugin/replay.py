@@ -97,9 +97,11 @@ def make_worker(model: str, micro: str, overrides: list[str]) -> TrainingWorker:
         checkpoint_config=actor.checkpoint,
     )
     dynamic = micro.startswith("dynamic")
-    worker.engine_config.use_dynamic_bsz = dynamic
-    worker.engine_config.max_token_len_per_gpu = int(micro.removeprefix("dynamic")) if dynamic else None
-    worker.engine_config.micro_batch_size_per_gpu = None if dynamic else int(micro)
+    tokens, rows = (int(micro.removeprefix("dynamic")), None) if dynamic else (None, int(micro))
+    engine = worker.engine_config
+    engine.use_dynamic_bsz = dynamic
+    engine.max_token_len_per_gpu = engine.infer_max_token_len_per_gpu = tokens
+    engine.micro_batch_size_per_gpu = engine.infer_micro_batch_size_per_gpu = rows
     made = TrainingWorker(config=worker)
     made.reset()
     kl = config.wavalign.kl
