@@ -241,6 +241,26 @@ def test_text_preference_leaves_rollout_speech_alone() -> None:
     assert touched > 100
 
 
+def test_text_preference_leaves_the_logits_of_rollout_speech_alone() -> None:
+    """The same at the logits, through the log-softmax: exactly zero at speech positions, and at no text position."""
+    generator = torch.Generator().manual_seed(0)
+    modality = [TEXT, SPEECH, BOUNDARY, TEXT, SPEECH, SPEECH]
+    logits, rows = [], []
+    for _ in range(4):
+        z = torch.randn(len(modality), 11, dtype=torch.float64, generator=generator).requires_grad_()
+        chosen = torch.randint(11, (len(modality), 1), generator=generator)
+        logp = torch.log_softmax(z, -1).gather(1, chosen)[:, 0]
+        kept = {name: logp.detach() for name in ("old", "ref", "entropy")}
+        logits.append(z)
+        rows.append({"modality": modality, "logp": logp, **kept})
+    _, _, _, p = random_batch(0)
+    p |= {"pref_tokens": "text", "pref_text": 1.0, "boundaries": "speech", "kl_text": 0.0, "kl_speech": 0.0}
+    loss = our_loss([{"rewards": [1.0, 2.0, 4.0, 5.0], "rows": rows}], [], 1.0, p)
+    for gradient in torch.autograd.grad(loss, logits):
+        touched = (gradient != 0).any(-1).tolist()
+        assert touched == [m == TEXT for m in modality]
+
+
 def test_speech_kl_acts_under_text_preference() -> None:
     groups, _, _, p = random_batch(3)
     p |= {"pref_tokens": "text", "boundaries": "speech", "kl_text": 0.0, "kl_speech": 0.1, "entropy": 0.0}
