@@ -95,10 +95,20 @@ def gather_loss(x: LossInputs, index: Tensor, dtype: torch.dtype) -> LossRows:
     assert weights is not None
     share = None
     if x.entropy_coef != 0:
-        entropy = weights if x.entropy_weights is None else pick(x.entropy_weights)
-        share = torch.where(preference, x.entropy_coef * entropy, 0.0)
-    columns = (pick(c) for c in (x.advantages, x.old_logp, x.ref_logp, x.kl_weights))
-    return LossRows(preference, scale, weights, *columns, share, x.clip_low, x.clip_high)
+        own = pick(x.entropy_weights)
+        share = torch.where(preference, x.entropy_coef * (weights if own is None else own), 0.0)
+    return LossRows(
+        preference=preference,
+        scale=scale,
+        weights=weights,
+        advantages=pick(x.advantages),
+        old_logp=pick(x.old_logp),
+        ref_logp=pick(x.ref_logp),
+        kl_weights=pick(x.kl_weights),
+        entropy_weights=share,
+        clip_low=x.clip_low,
+        clip_high=x.clip_high,
+    )
 
 
 def loss_slopes(logp: Tensor, r: LossRows) -> Slopes:
