@@ -5,7 +5,7 @@ What breaks on a real model because of an id, a template or a size breaks on its
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from wavalign_ext.layout import load_layout
+from wavalign_ext.layout import Layout, load_layout
 
 CODES = 16384
 QWEN_TEMPLATE = (
@@ -38,11 +38,18 @@ VITA_ADDED = [
 ] + ["<|image|>", "<|video|>", "<|audio|>"]
 GLM_NAMES = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>"]
 GLM_NAMES += ["<|assistant|>", "<|observation|>"]
+STEP_TEMPLATE = (
+    "{% for message in messages %}<|BOT|>{{ message['role'] }}\n{{ message['content'] }}<|EOT|>{% endfor %}"
+    "{% if add_generation_prompt %}<|BOT|>assistant\n<tts_start>{% endif %}"
+)
 
 
 @dataclass(frozen=True)
 class Twin:
-    """Ids of one family: named tokens by first id, where the speech tokens begin, and how many rows the model has."""
+    """Ids of one family: named tokens by first id, where the speech tokens begin, and how many rows the model has.
+
+    ``pattern`` and ``codes`` are of the speech tokens; ``overrides`` are what a job needs beside the layout.
+    """
 
     named: dict[int, list[str]]
     first_audio: int
@@ -50,6 +57,10 @@ class Twin:
     template: str
     eos: str
     family: str = "qwen2"
+    pattern: str = "<|audio_{}|>"
+    codes: int = CODES
+    pad: str = "<|endoftext|>"
+    overrides: tuple[str, ...] = ()
 
 
 VITA = Twin(
@@ -67,51 +78,73 @@ GLM = Twin(
     eos="<|user|>",
     family="glm",
 )
-TWINS = {"vita_audio_balance": VITA, "vita_audio_boost": VITA, "glm4_voice": GLM}
+# Second-hand but for 151696: the names, their other ids and the vocabulary. The published model hears through an
+# encoder, which is refused; the twin hears speech tokens, so that the rest of its layout can be run.
+STEP = Twin(
+    named={151643: ["<|endoftext|>", "<|EOT|>", "<|BOT|>", "<tts_start>", "<tts_end>"]},
+    first_audio=151696,
+    vocab_size=158720,
+    template=STEP_TEMPLATE,
+    eos="<|EOT|>",
+    pattern="<audio_{}>",
+    codes=6561,
+    overrides=("wavalign.layout.heard={first_id: 151696, count: 6561}", "+wavalign.codec.codes=6561"),
+)
+TWINS = {"vita_audio_balance": VITA, "vita_audio_boost": VITA, "glm4_voice": GLM, "step_audio2_mini": STEP}
 
 
-def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:
-    """Write tokenizer, configuration and random fp32 weights of the twin of layout ``name``; returns ``folder``."""
+def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed: int = 0) -> Path:
+    """Write tokenizer, configuration and random fp32 weights of the twin of layout ``name``; returns ``folder``.
+
+    ``hidden`` of 64 has heads of 32, the smallest that vLLM's CPU attention takes.
+    """
     import torch
 
     twin = TWINS[name]
     tokenizer = _tokenizer(twin, folder)
-    load_layout(name).resolve(tokenizer, twin.vocab_size)
+    twin_layout(name).resolve(tokenizer, twin.vocab_size)
     torch.manual_seed(seed)
     sizes: dict[str, Any] = dict(
         vocab_size=twin.vocab_size,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
         eos_token_id=tokenizer.convert_tokens_to_ids(twin.eos),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        pad_token_id=tokenizer.convert_tokens_to_ids(twin.pad),
         bos_token_id=None,
     )
     if twin.family == "glm":
-        model: Any = GlmForCausalLM(GlmConfig(**sizes, head_dim=hidden // 4))
+        model: Any = GlmForCausalLM(GlmConfig(**sizes, head_dim=hidden // 2))
     else:
         model = Qwen2ForCausalLM(Qwen2Config(**sizes))
     model.save_pretrained(folder)
     return folder
 
 
-def write_rows(name: str, tokenizer: Any, path: Path, rows: int = 8, heard: int = 12, codes: int = 40) -> Path:
+def twin_layout(name: str) -> Layout:
+    """The layout as published, but that a model which hears through an encoder hears its speech tokens."""
+    layout = load_layout(name)
+    return replace(layout, heard=None) if layout.heard == "continuous" else layout
+
+
+def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int = 40) -> Path:
     """A parquet file of rows for the twin: a heard question, a text and a speech target. Nothing to listen to."""
     import pandas
 
-    layout = load_layout(name).resolve(tokenizer)
+    twin, layout = TWINS[name], load_layout(name)
+    system = [{"role": "system", "content": text}] if (text := layout.chat.get("system")) else []
     table = []
     for row in range(rows):
-        question = layout.heard_prompt([(37 * row + 11 * n) % CODES for n in range(heard)])
-        target = [(101 * row + 7 * n) % CODES for n in range(codes)]
+        question = "".join(twin.pattern.format((37 * row + 11 * n) % twin.codes) for n in range(heard))
+        target = [(101 * row + 7 * n) % twin.codes for n in range(codes)]
         table.append(
             {
                 "data_source": "wavalign/twin",
-                "prompt": [{"role": "user", "content": question}],
+                "prompt": [*system, {"role": "user", "content": question}],
                 "reward_model": {"style": "rule", "ground_truth": "it is four"},
                 "target_text": "it is four",
                 "target_speech": target,
@@ -125,11 +158,11 @@ def write_rows(name: str, tokenizer: Any, path: Path, rows: int = 8, heard: int 
 def _tokenizer(twin: Twin, folder: Path) -> PreTrainedTokenizerFast:
     """Bytes as text, every special token at its real id, fillers in between; no merges."""
     names = {first + n: name for first, many in twin.named.items() for n, name in enumerate(many)}
-    names |= {twin.first_audio + code: f"<|audio_{code}|>" for code in range(CODES)}
+    names |= {twin.first_audio + code: twin.pattern.format(code) for code in range(twin.codes)}
     vocabulary = {name: token_id for token_id, name in enumerate(_byte_alphabet())}
     vocabulary |= {
         names.get(token_id, f"<unused_{token_id}>"): token_id
-        for token_id in range(len(vocabulary), twin.first_audio + CODES)
+        for token_id in range(len(vocabulary), twin.first_audio + twin.codes)
     }
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
@@ -143,7 +176,7 @@ def _tokenizer(twin: Twin, folder: Path) -> PreTrainedTokenizerFast:
     settings = {
         "tokenizer_class": "Qwen2Tokenizer" if twin.family == "qwen2" else "PreTrainedTokenizerFast",
         "eos_token": twin.eos,
-        "pad_token": "<|endoftext|>",
+        "pad_token": twin.pad,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))

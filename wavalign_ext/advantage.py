@@ -12,13 +12,17 @@ EPSILON = 1e-4
 
 # verl hands an estimator rewards, response mask and prompt ids only. The trainer, which runs in the same process and
 # keeps the same row order, publishes here where the preference acts.
-_PREFERRED: ContextVar[torch.Tensor] = ContextVar("preferred_tokens")
+Route = tuple[torch.Tensor, torch.Tensor]  # tokens (N, T), and the rewards (N,) that drive them
+_PREFERRED: ContextVar[tuple[torch.Tensor, Sequence[Route]]] = ContextVar("preferred_tokens")
 
 
 @contextmanager
-def preferred_tokens(mask_NT: torch.Tensor) -> Iterator[None]:
-    """Say, for the estimator called inside, which response tokens take the advantage; bool, shape (N, T)."""
-    token = _PREFERRED.set(mask_NT)
+def preferred_tokens(mask_NT: torch.Tensor, routes: Sequence[Route] = ()) -> Iterator[None]:
+    """Say, for the estimator called inside, which response tokens take the advantage; bool, shape (N, T).
+
+    Those of a route take it from the route's rewards, the others from the total.
+    """
+    token = _PREFERRED.set((mask_NT, routes))
     try:
         yield
     finally:
@@ -50,7 +54,7 @@ def wavalign_advantage(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """verl's estimator interface: (advantages, returns), both (N, T), zero off the preferred tokens."""
     try:
-        preferred_NT = _PREFERRED.get()
+        preferred_NT, routes = _PREFERRED.get()
     except LookupError:
         raise RuntimeError(
             "the estimator 'wavalign' needs the modality of every token, which only our trainer knows: "
@@ -60,6 +64,10 @@ def wavalign_advantage(
         raise ValueError(
             f"modality mask {tuple(preferred_NT.shape)} and response mask {tuple(response_mask.shape)} differ"
         )
-    advantages_N = group_advantages(token_level_rewards.sum(-1), list(index))
-    advantages_NT = advantages_N[:, None] * preferred_NT * response_mask
+    groups = list(index)
+    advantages_NT = group_advantages(token_level_rewards.sum(-1), groups)[:, None] * preferred_NT
+    for tokens_NT, rewards_N in routes:
+        own_N = group_advantages(rewards_N, groups)
+        advantages_NT = torch.where(tokens_NT, own_N[:, None] * preferred_NT, advantages_NT)
+    advantages_NT = advantages_NT * response_mask
     return advantages_NT, advantages_NT

@@ -10,12 +10,20 @@ from collections.abc import Sequence
 COMMANDS = {
     "prepare": ("wavalign_ext.prepare.command", "spoken dialogues in JSONL to verl's parquet"),
     "pocket": ("wavalign_ext.pocket.__main__", "build the embedded default: voices, codecs, data and a small model"),
-    "doctor": ("wavalign_ext.doctor", "check the installation and a recipe's parts before a run"),
+    "doctor": ("wavalign_ext.doctor", "check this machine and a recipe's parts before a run"),
     "listen": ("wavalign_ext.listen", "what a run's model says, as a table and WAV files"),
     "report": ("wavalign_ext.report", "runs side by side, as one HTML page"),
     "convert": ("wavalign_ext.convert", "a spoken model's weights to a form that verl and vLLM load"),
     "export": ("wavalign_ext.export", "a run's checkpoint to a Hugging Face folder"),
 }
+
+FIRST_RUN = """a first run:
+  wavalign doctor                                        can this machine train?
+  python -m verl.trainer.main_ppo +recipe=wavalign       train the embedded pocket model; builds it when it is missing
+  wavalign report runs/pocket                            curves, and answers to play
+
+your own recordings:
+  wavalign prepare dialogues.jsonl --out data/mine       ends with the command that trains on them"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,9 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="wavalign",
         description="Reinforcement learning for spoken dialogue models.",
-        epilog="Train with: python -m verl.trainer.main_ppo +recipe=wavalign",
+        epilog=FIRST_RUN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    title = "commands (each has --help)"
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title=title)
     for name, (_, about) in known.items():
         commands.add_parser(name, help=about, add_help=False)
     name = parser.parse_args(words[:1]).command

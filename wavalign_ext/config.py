@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 TOKENS = ("all", "text", "speech")
 BOUNDARIES = ("speech", "text", "ignore")
+MODALITIES = ("text", "speech")
 MIXINGS = ("adaptive", "fixed")
 
 
@@ -98,15 +99,46 @@ class MixingConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The declared scale of the reward, and its terms: ``name -> {weight, ...}``."""
+    """The declared scale of the reward, its terms (``name -> {weight, ...}``), and which of them drive which tokens.
+
+    ``routes`` gives ``text`` or ``speech`` tokens terms of their own; without, the total drives them.
+    """
 
     scale: tuple[float, float] = (1.0, 5.0)
     terms: Mapping[str, Any] = field(default_factory=dict)
+    routes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))
         low, high = self.scale
         _check(low < high, "reward.scale", list(self.scale), "[low, high] with low < high")
+        for route, names in self.routes.items():
+            key = f"reward.routes.{route}"
+            _check(route in MODALITIES, key, names, f"one of {', '.join(MODALITIES)}")
+            if names is not None:
+                counted = [name for name, term in self.terms.items() if term.get("weight", 1) > 0]
+                ok = not isinstance(names, str) and len(names) > 0 and all(name in counted for name in names)
+                _check(ok, key, names, f"a list of terms with a positive weight ({', '.join(counted)}), or null")
+
+    @property
+    def routed(self) -> dict[str, list[str]]:
+        """Terms by modality, where a modality has its own."""
+        return {route: list(names) for route, names in self.routes.items() if names is not None}
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """Seconds between looks at the workers, without an answer before one counts as lost, and that a step may take."""
+
+    check_s: float = 5.0
+    silent_s: float = 60.0
+    step_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("check_s", "silent_s", "step_s"):
+            value = getattr(self, name)
+            ok = (value is None and name == "step_s") or (isinstance(value, int | float) and value > 0)
+            _check(ok, f"watchdog.{name}", value, "a number > 0" + (", or null" if name == "step_s" else ""))
 
 
 @dataclass(frozen=True)
@@ -134,9 +166,12 @@ class WavAlignConfig:
     mixing: MixingConfig = field(default_factory=MixingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
+    hold_schedule: bool = False
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         _check(self.boundaries in BOUNDARIES, "boundaries", self.boundaries, f"one of {', '.join(BOUNDARIES)}")
+        _check(isinstance(self.hold_schedule, bool), "hold_schedule", self.hold_schedule, "true or false")
 
     @property
     def uses_anchor(self) -> bool:
@@ -160,6 +195,7 @@ _SECTIONS: dict[str, type] = {
     "mixing": MixingConfig,
     "reward": RewardConfig,
     "samples": SamplesConfig,
+    "watchdog": WatchdogConfig,
 }
 T = TypeVar("T")
 

@@ -48,13 +48,9 @@ class RawAudioDataset(SpokenDataset):
 
     def maybe_filter_out_long_prompts(self, dataframe: Any = None) -> Any:
         """Encode, then leave out what verl finds too long."""
-        from wavalign_ext.prepare.raw import RawRows
-
         columns = [name for name in (self.audio_key, TARGET_AUDIO) if name in dataframe.column_names]
         if columns:
-            spoken: Any = self.config.get("spoken")
-            settings: Any = OmegaConf.to_container(spoken, resolve=True) if OmegaConf.is_config(spoken) else spoken
-            rows = RawRows(settings, self.tokenizer, self.audio_key)
+            rows = raw_rows(self.config, self.tokenizer, self.audio_key)
             dataframe = _undecoded(dataframe, columns).map(
                 rows,
                 remove_columns=columns,
@@ -64,6 +60,15 @@ class RawAudioDataset(SpokenDataset):
                 new_fingerprint=uuid.uuid4().hex,
             )
         return super().maybe_filter_out_long_prompts(dataframe)
+
+
+def raw_rows(config: Any, tokenizer: Any, audio_key: str) -> Any:
+    """What turns a row with recordings into one with codes, by verl's ``data`` node."""
+    from wavalign_ext.prepare.raw import RawRows
+
+    spoken: Any = config.get("spoken")
+    settings: Any = OmegaConf.to_container(spoken, resolve=True) if OmegaConf.is_config(spoken) else spoken
+    return RawRows(settings, tokenizer, audio_key, config.get("max_response_length"))
 
 
 def _undecoded(dataframe: Any, columns: list[str]) -> Any:

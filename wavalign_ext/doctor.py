@@ -18,6 +18,12 @@ from typing import Any
 
 import numpy as np
 
+ABOUT = """Whether this machine can train what the overrides describe, before a run tries: versions, plugin,
+accelerator, recipe, model, tokenizer against layout, codec, data, reward terms and judges, disk and memory.
+Each line that fails says what to do; the exit status is then 1. Nothing is trained or changed."""
+EXAMPLE = """examples:
+  wavalign doctor                                   the recipe wavalign, on the pocket model
+  wavalign doctor +recipe=grpo_text data.train_files=train.parquet data.val_files=val.parquet"""
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 GIB = 2**30
 # Host memory that a job wants, as an estimate: its processes, and per parameter a float32 policy with its gradient and
@@ -53,9 +59,9 @@ class Patient:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print every check's findings; 1 when one failed."""
     parser = argparse.ArgumentParser(
-        prog="wavalign doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="wavalign doctor", description=ABOUT, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for verl.trainer.main_ppo")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="what verl.trainer.main_ppo will be given")
     overrides = parser.parse_args(argv).overrides
     failed = 0
     for finding in examine(overrides):
@@ -63,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if finding.remedy and finding.state in (FAIL, WARN):
             print(f"{'':<18} → {finding.remedy}", flush=True)
         failed += finding.state == FAIL
-    print(f"wavalign: {failed} checks failed" if failed else "wavalign: no check failed")
+    print(f"wavalign: {failed or 'no'} check{'s' if failed > 1 else ''} failed")
     return int(failed > 0)
 
 

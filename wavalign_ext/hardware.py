@@ -31,7 +31,7 @@ def preset() -> str:
     platform = os.environ.get("VERL_PLATFORM", "").strip().lower()
     chosen = "cpu" if platform == "cpu" else "gpu"
     why = f"VERL_PLATFORM={platform}" if platform else "an accelerator is visible"
-    print(f"wavalign: hardware preset '{chosen}' ({why}); override with wavalign/hardware@_global_=cpu|gpu", flush=True)
+    print(f"wavalign: hardware preset '{chosen}' ({why}); override with wavalign/hardware=cpu|gpu", flush=True)
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""``python -m wavalign_ext.listen RUN``: what a run's model says: questions, answers, scores and WAV files in a table.
+"""``wavalign listen RUN``: what a run's model says: questions, answers, scores and WAV files in a table.
 
 Reads the newest validation dump of a run and puts each saved answer through Whisper tiny.en, whose vocabulary is open:
 the reward's recogniser knows the domain's sentences and is lenient.
@@ -12,6 +12,8 @@ from typing import Any
 from wavalign_ext.asr import load_recognizer, word_error_rate
 from wavalign_ext.codec import load_audio
 
+ABOUT = """What a run's model says: question, text, what Whisper tiny.en hears in the speech, reward and WAV file of the
+newest validation answers, as a table. The table is also written beside the answers, as validation/STEP.md."""
 WHISPER_RATE = 16000
 
 
@@ -45,8 +47,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m wavalign_ext.listen", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run, for example runs/pocket")
+    parser = argparse.ArgumentParser(prog="wavalign listen", description=ABOUT)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, for example runs/pocket")
     dump = newest_dump(parser.parse_args().run)
     rows = played(dump)
     text = table(rows)

@@ -1,7 +1,8 @@
 """Named numbers by modality, from what a step's rollouts looked like before the update."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,10 @@ def rollout_metrics(batch: RolloutBatch, boundaries: str) -> dict[str, float]:
 
     KL is the k3 estimate of the reference against the sampling policy, mean over tokens.
     """
+    scored = ~torch.isnan(batch.rewards)
     masks = dict(zip(("text", "speech"), modality_masks(batch.modality, batch.mask, boundaries), strict=True))
     metrics = {
+        "wavalign/rewards_missing_share": 1 - scored.float().mean().item(),
         "wavalign/rollouts_truncated": 1 - batch.ended.float().mean().item(),
         "wavalign/groups_degenerate": _degenerate_share(batch.rewards, batch.groups),
     }
@@ -46,6 +49,28 @@ def rollout_metrics(batch: RolloutBatch, boundaries: str) -> dict[str, float]:
         if batch.logp is not None and batch.reference is not None:
             gap = (batch.reference - batch.logp)[mask]
             metrics[f"wavalign/kl_{name}"] = (gap.exp() - gap - 1).mean().item()
+    return metrics
+
+
+def reward_metrics(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Each reward term by name, from what the reward manager says of a step's rollouts (``reward_extra_info``).
+
+    ``reward/TERM`` is the mean of the scores that are there and ``reward_missing/TERM`` the share that is not;
+    ``reward/route_MODALITY`` is the mean of what drives a modality that has rewards of its own, and
+    ``reward_notes/NOTE`` the mean of what terms found out on the way: a word error rate, a judge's retries.
+    """
+    metrics: dict[str, float] = {}
+    for column in dict.fromkeys(name for answer in answers for name in answer):
+        values = [answer.get(column) for answer in answers]
+        known = [float(value) for value in values if isinstance(value, int | float) and not np.isnan(value)]
+        if column.startswith("score_"):
+            term = column.removeprefix("score_")
+            metrics[f"reward_missing/{term}"] = 1 - len(known) / len(values)
+            metrics |= {f"reward/{term}": float(np.mean(known))} if known else {}
+        elif known:
+            route = column.startswith("reward_")
+            name = f"reward/route_{column.removeprefix('reward_')}" if route else f"reward_notes/{column}"
+            metrics[name] = float(np.mean(known))
     return metrics
 
 

@@ -14,8 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from wavalign_ext.config import ConfigError, WavAlignConfig
 
-# verl and vLLM round a vocabulary up for speed; a larger surplus means that tokens are missing from the tokenizer.
-VOCABULARY_ROUNDING, LARGEST_PADDING = 64, 1024
+# A model's vocabulary is rounded up for speed, to a multiple of 64 or more, or of 8 as VITA-Audio's; a larger surplus
+# means that tokens are missing from the tokenizer.
+ROUNDINGS = {8: 8, 64: 1024}  # multiple: most surplus rows
+RAW_CHECKED = 8  # rows of a file whose recordings are encoded here; a run encodes all of them when it loads the file
 
 
 class Preflight(Callback):
@@ -25,6 +27,7 @@ class Preflight(Callback):
         """Check ``config`` whole. Ends the process with one line on the first thing that cannot work."""
         try:
             wav = check_config(config)
+            _stop_if_finished(config)
             _export_environment(config)
             _build_pocket(config)
             tokenizer = check_model(config, wav)
@@ -37,6 +40,21 @@ class Preflight(Callback):
         """Say where the results are."""
         folder = config.trainer.default_local_dir
         print(f"wavalign: results in {folder}: rollouts/ and validation/ (text, scores, WAV), tensorboard/", flush=True)
+
+
+def _stop_if_finished(config: DictConfig) -> None:
+    """End well, before Ray starts, when the run would resume after its last step."""
+    trainer = config.trainer
+    latest = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"  # written by verl
+    if trainer.resume_mode != "auto" or trainer.total_training_steps is None or not latest.is_file():
+        return
+    if int(latest.read_text()) >= trainer.total_training_steps:
+        print(
+            f"wavalign: {trainer.default_local_dir} has all of its {trainer.total_training_steps} steps. To go on, "
+            "raise trainer.total_training_steps; to start anew, give trainer.experiment_name=NAME",
+            flush=True,
+        )
+        raise SystemExit(0)
 
 
 def check_config(config: DictConfig) -> WavAlignConfig:
@@ -88,26 +106,30 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     """Check that model, tokenizer, layout, codec and reward terms load and agree; returns the tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from wavalign_ext.codec import load_codec
+    from wavalign_ext.codecs import load_codec
     from wavalign_ext.layout import load_layout
+    from wavalign_ext.lora import check_head
     from wavalign_ext.rewards import build_terms
 
     path, trust = config.actor_rollout_ref.model.path, config.actor_rollout_ref.model.trust_remote_code
     if str(path).startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
         raise ConfigError(f"actor_rollout_ref.model.path={path!r} is not a folder: give a Hugging Face model folder")
     try:
-        vocab_size = AutoConfig.from_pretrained(path, trust_remote_code=trust).vocab_size
+        model_config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
     except (OSError, ValueError) as error:
         message = f"actor_rollout_ref.model.path={path!r} does not load: {_one_line(error)}"
         raise ConfigError(message) from error
+    vocab_size = model_config.vocab_size
     surplus = vocab_size - len(tokenizer)
-    if surplus and not (0 < surplus < LARGEST_PADDING and vocab_size % VOCABULARY_ROUNDING == 0):
+    if surplus and not any(0 < surplus < most and vocab_size % step == 0 for step, most in ROUNDINGS.items()):
         raise ConfigError(
             f"the tokenizer in {path!r} has {len(tokenizer)} tokens and the model {vocab_size}: they must be equal, or "
-            f"the model's a multiple of {VOCABULARY_ROUNDING} by less than {LARGEST_PADDING} padding rows; resize the "
+            "the model's the next multiple of 8, or a multiple of 64 by less than 1024 padding rows; resize the "
             "model's embeddings, or use the tokenizer it was trained with"
         )
+    check_head(config, model_config)
+    _check_length(config, model_config)
     layout = load_layout(wav.layout).resolve(tokenizer, vocab_size)
     codec = load_codec(wav.codec)
     speech_tokens = layout.speech_end - layout.speech_start
@@ -120,11 +142,28 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     return tokenizer
 
 
+def _check_length(config: DictConfig, model_config: Any) -> None:
+    """vLLM would refuse a sequence that the model has no positions for, minutes later."""
+    rollout, data = config.actor_rollout_ref.rollout, config.data
+    positions = getattr(model_config, "max_position_embeddings", None)
+    key, longest = "actor_rollout_ref.rollout.max_model_len", rollout.max_model_len
+    if longest is None:
+        key, longest = "data.max_prompt_length + max_response_length", data.max_prompt_length + data.max_response_length
+    if positions is not None and longest > positions:
+        raise ConfigError(f"{key}={longest} is more than the model's {positions} positions: lower it")
+    if longest < data.max_prompt_length + data.max_response_length:
+        raise ConfigError(
+            f"{key}={longest} is less than data.max_prompt_length + data.max_response_length "
+            f"({data.max_prompt_length} + {data.max_response_length}): raise it, or lower one of these"
+        )
+
+
 def check_data(config: DictConfig, wav: WavAlignConfig, tokenizer: Any) -> dict[str, int]:
     """Check every row of the training and validation files; returns the row count of each file."""
     from wavalign_ext.layout import load_layout
 
     layout = load_layout(wav.layout).resolve(tokenizer)
+    encode = _raw_rows(config, tokenizer)
     counts = {}
     for key in ("train_files", "val_files"):
         for name in _as_list(config.data[key]):
@@ -135,6 +174,16 @@ def check_data(config: DictConfig, wav: WavAlignConfig, tokenizer: Any) -> dict[
             counts[name] = 0
             needs_target = wav.uses_anchor or key == "val_files"
             for row in _rows(name):
+                if row.get(config.data.get("audio_key", "audios")):
+                    if encode is None:
+                        raise ConfigError(
+                            f"{name}, row {counts[name]} holds recordings: encode them once with wavalign prepare, or "
+                            "at every start with data.custom_cls.name=RawAudioDataset"
+                        )
+                    if counts[name] >= RAW_CHECKED:
+                        counts[name] += 1
+                        continue
+                    row |= encode(row)
                 _check_row(row, f"{name}, row {counts[name]}", config, wav, tokenizer, layout, needs_target)
                 counts[name] += 1
     return counts
@@ -183,6 +232,15 @@ def _check_wav(path: Path, where: str, name: str) -> None:
         raise ConfigError(f"{where}: {name} {str(path)!r} cannot be read: {_one_line(error)}") from error
     if frames == 0:
         raise ConfigError(f"{where}: {name} {str(path)!r} is empty")
+
+
+def _raw_rows(config: DictConfig, tokenizer: Any) -> Any:
+    """What encodes the recordings of a row, where the data set is one that does; None elsewhere."""
+    if OmegaConf.select(config, "data.custom_cls.name") != "RawAudioDataset":
+        return None
+    from wavalign_ext.dataset import raw_rows
+
+    return raw_rows(config.data, tokenizer, config.data.get("audio_key", "audios"))
 
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:

@@ -1,14 +1,25 @@
 """OmegaConf resolvers that the recipes use."""
 
+from typing import Any
+
 from omegaconf import OmegaConf
 
 
 def register() -> None:
-    """Register ``${wavalign.pocket:PATH}``: a path inside the embedded default's asset folder."""
+    """Register the resolvers.
+
+    ``${wavalign.pocket:PATH}`` is a path inside the embedded default's asset folder.
+    ``${wavalign.when:CONDITION,VALUE}`` is the value, a list or mapping, or null when the condition is false.
+    """
     OmegaConf.register_new_resolver("wavalign.pocket", _pocket, replace=True)
+    OmegaConf.register_new_resolver("wavalign.when", _when, replace=True)
 
 
 def _pocket(inside: str) -> str:
     from wavalign_ext.pocket import pocket_dir
 
     return str(pocket_dir() / inside)
+
+
+def _when(condition: bool, value: list | dict) -> Any:
+    return OmegaConf.create(value) if condition else None  # a node: OmegaConf.resolve cannot store a plain list

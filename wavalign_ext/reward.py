@@ -14,10 +14,12 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from wavalign_ext.asr import normalize_text
-from wavalign_ext.codec import load_audio, load_codec
+from wavalign_ext.codec import load_audio
+from wavalign_ext.codecs import load_codec
 from wavalign_ext.config import WavAlignConfig
 from wavalign_ext.layout import load_layout
 from wavalign_ext.rewards import RewardResult, SpokenAnswer, build_terms
+from wavalign_ext.routes import route_rewards
 
 
 class SpokenRewardManager(RewardManagerBase):
@@ -43,7 +45,8 @@ class SpokenRewardManager(RewardManagerBase):
         result = await self.mix(answer)
         score = math.nan if result.total is None else result.total
         info = item.non_tensor_batch.get("extra_info", {})
-        return {"reward_score": score, "reward_extra_info": _extra(info, answer, result)}
+        routes = route_rewards(result.terms, self.mix.weights, self.wav.reward.routed)
+        return {"reward_score": score, "reward_extra_info": _extra(info, answer, result) | routes}
 
     def _answer(self, ids: list[int], row: dict[str, Any]) -> SpokenAnswer:
         split = self.layout.split(ids)
@@ -64,6 +67,7 @@ class SpokenRewardManager(RewardManagerBase):
             ended=split.ended,
             truncated=not split.ended,
             layout_errors=tuple(split.errors),
+            keywords=_keywords(info.get("keywords")),
         )
 
     def _audio(self, path: str | None) -> np.ndarray | None:
@@ -80,8 +84,17 @@ def _extra(info: dict[str, Any], answer: SpokenAnswer, result: RewardResult) -> 
         "text": answer.text,
         "transcript": result.extras.get("transcript"),
         "wer": result.extras.get("wer"),
-        "missing": "; ".join(f"{name}: {why}" for name, why in result.reasons.items()),
+        # A term's own reason often begins with its kind, which its name often is.
+        "missing": "; ".join(f"{name}: {why.removeprefix(f'{name}: ')}" for name, why in result.reasons.items()),
+        "truncated": float(answer.truncated),
+        "layout_errors": len(answer.layout_errors),
         "exact": float(normalize_text(answer.text) == normalize_text(answer.reference_text)),
         "speech_codes": " ".join(map(str, answer.speech_codes)),
     }
-    return extra | {f"score_{name}": value for name, value in result.terms.items()}
+    notes = {name: value for name, value in result.extras.items() if isinstance(value, str | int | float)}
+    return notes | extra | {f"score_{name}": value for name, value in result.terms.items()}
+
+
+def _keywords(column: Any) -> tuple[str, ...]:
+    """A row's list, as parquet and verl's queue hand it over: a list, an array, or None where other rows have some."""
+    return () if column is None else tuple(str(word) for word in column)

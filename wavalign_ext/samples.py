@@ -1,6 +1,7 @@
 """Rollouts that people can read and play: one JSON line per rollout, and WAV files for the first few.
 
 A step's dump is ``STEP.jsonl`` beside ``STEP/NUMBER.wav``; the WAV's path stands in the line's field ``wav``.
+Validation answers, which are of the same questions every time, also go to TensorBoard: verl's loggers take no audio.
 """
 
 import json
@@ -16,17 +17,28 @@ from wavalign_ext.layout import ResolvedLayout
 
 
 class SampleWriter:
-    """Writes dumps of training rollouts and of validation answers in one format."""
+    """Writes dumps of training rollouts and of validation answers in one format.
 
-    def __init__(self, layout: ResolvedLayout, codec: SpeechCodec, tokenizer: Any, config: WavAlignConfig) -> None:
+    ``board`` is a folder of TensorBoard's for validation answers; None writes none. No other writer may use it:
+    TensorBoard reads one growing file per folder.
+    """
+
+    def __init__(
+        self,
+        layout: ResolvedLayout,
+        codec: SpeechCodec,
+        tokenizer: Any,
+        config: WavAlignConfig,
+        board: str | Path | None = None,
+    ) -> None:
         self.layout, self.codec, self.tokenizer = layout, codec, tokenizer
-        self.count = config.samples.count
+        self.count, self.board = config.samples.count, board
 
     def write_rollouts(self, folder: str, step: int, keys: list[str], rows: Any) -> None:
         """Dump a training step from the rows that verl's queue holds."""
         lines = []
         for key, fields, scores in zip(
-            keys, _plain(list(rows["extra_fields"])), rows["rm_scores"].unbind(), strict=True
+            keys, plain(list(rows["extra_fields"])), rows["rm_scores"].unbind(), strict=True
         ):
             extra = fields["reward_extra_info"]
             lines.append({"key": key, "score": None if extra["missing"] else scores.sum().item(), **extra})
@@ -40,6 +52,8 @@ class SampleWriter:
             line = {"reference": truth, "score": None if math.isnan(score) else score}
             lines.append(line | {name: values[number] for name, values in extra.items() if name != "reward"})
         self._write(Path(folder), step, lines)
+        if self.board:
+            _to_board(self.board, step, Path(folder), [line for line in lines if "wav" in line])
 
     def _write(self, folder: Path, step: int, lines: list[dict[str, Any]]) -> None:
         """Answers to one question stand together, and the same questions come first at every step."""
@@ -58,6 +72,20 @@ class SampleWriter:
         return name
 
 
-def _plain(column: list[Any]) -> list[Any]:
+def _to_board(board: str | Path, step: int, folder: Path, lines: list[dict[str, Any]]) -> None:
+    """An answer's audio and texts under one tag, so that its steps stand side by side."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(board)) as writer:
+        for number, line in enumerate(lines):
+            wave, rate = soundfile.read(folder / line["wav"], dtype="float32")
+            writer.add_audio(f"answer/{number}", wave[None], step, sample_rate=rate)
+            score = "missing" if line["score"] is None else f"{line['score']:.2f}"
+            told = {"question": line.get("question"), "text": line.get("text"), "heard": line.get("transcript")}
+            words = [f"**{name}**: {value}" for name, value in (told | {"reward": score}).items() if value is not None]
+            writer.add_text(f"answer/{number}", "  \n".join(words), step)
+
+
+def plain(column: list[Any]) -> list[Any]:
     """Objects as they were put into the queue, out of tensordict's wrappers."""
     return [getattr(value, "data", value) for value in column]

@@ -23,17 +23,19 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.metric import reduce_metrics
 from verl.utils.py_functional import rename_dict
 
-from wavalign_ext.advantage import preferred_tokens
+from wavalign_ext.advantage import Route, preferred_tokens
 from wavalign_ext.anchor import rows_to_tensordict
-from wavalign_ext.codec import load_codec
+from wavalign_ext.codecs import load_codec
 from wavalign_ext.config import WavAlignConfig
 from wavalign_ext.held_out import held_out_nll
 from wavalign_ext.layout import load_layout
 from wavalign_ext.loss import LossCoefficients, VerlLoss
-from wavalign_ext.metrics import RolloutBatch, rollout_metrics
+from wavalign_ext.metrics import RolloutBatch, reward_metrics, rollout_metrics
 from wavalign_ext.mixing import MixingController
-from wavalign_ext.samples import SampleWriter
+from wavalign_ext.routes import rewards_by_modality
+from wavalign_ext.samples import SampleWriter, plain
 from wavalign_ext.update import ActorUpdate, real_rows
+from wavalign_ext.watchdog import watching
 from wavalign_ext.weights import modality_masks
 
 STATE_FILE = "wavalign.json"
@@ -72,7 +74,13 @@ class WavAlignTrainer(PPOTrainerSync):
         self.layout = load_layout(self.wav.layout).resolve(self.tokenizer)
         self.targets = self.train_dataset.targets() if self.wav.uses_anchor else {}
         self.val_targets = self.val_dataset.targets()
-        self.samples = SampleWriter(self.layout, load_codec(self.wav.codec), self.tokenizer, self.wav)
+        board = os.path.join(os.environ["TENSORBOARD_DIR"], "answers")
+        board = board if "tensorboard" in self.config.trainer.logger else None
+        self.samples = SampleWriter(self.layout, load_codec(self.wav.codec), self.tokenizer, self.wav, board)
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        with watching(self, agent_loop_manager, self.wav.watchdog):
+            super().fit(agent_loop_manager)
 
     def target(self, text_and_codes: tuple[str, list[int]]) -> list[int]:
         """The ids of an anchor target."""
@@ -140,13 +148,26 @@ class WavAlignTrainer(PPOTrainerSync):
             reference=_rows(padded, "ref_log_prob", real),
         )
         metrics.update(rollout_metrics(step, self.wav.boundaries))
+        said = tq.kv_batch_get([batch.keys[row] for row in real], batch.partition_id, select_fields=["extra_fields"])
+        infos = [fields["reward_extra_info"] for fields in plain(list(said["extra_fields"]))]
+        metrics.update(reward_metrics(infos))
 
         text, speech = modality_masks(stacked, padded["response_mask"], self.wav.boundaries)
         preferred = {"text": text, "speech": speech, "all": text | speech}[self.wav.preference.tokens]
-        with preferred_tokens(preferred):
+        with preferred_tokens(preferred, self._routes(batch, rewards, {"text": text, "speech": speech})):
             result = super()._compute_advantage(batch, metrics)
         self._store_scores(batch, modality, rewards, data["rm_scores"])
         return result
+
+    def _routes(self, batch: KVBatchMeta, rewards: torch.Tensor, masks: dict[str, torch.Tensor]) -> list[Route]:
+        """The modalities that rewards of their own drive."""
+        routed = self.wav.reward.routed
+        if not routed:
+            return []
+        data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=["extra_fields"])
+        infos = [fields["reward_extra_info"] for fields in plain(list(data["extra_fields"]))]
+        own = rewards_by_modality(rewards, infos, routed)
+        return [(masks[modality], own[modality]) for modality in routed]
 
     def _store_scores(self, batch: KVBatchMeta, modality: list, rewards: torch.Tensor, scores: torch.Tensor) -> None:
         """Keep modality and ``is scored`` with the rows; give verl's own statistics the mean for a missing score."""

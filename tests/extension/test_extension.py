@@ -84,7 +84,6 @@ def test_its_parts_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [score("four"), score("it is"), score("it is four now"), score("")] == [5, 5, 3, 1]
 
 
-@pytest.mark.slow
 @pytest.mark.e2e
 def test_it_trains_two_steps(pocket: Path, tmp_path: Path) -> None:
     small = ["data.train_batch_size=4", "data.val_max_samples=4", "trainer.total_training_steps=2"]

@@ -54,10 +54,23 @@ def refusal(config: DictConfig) -> str:
         ("algorithm.adv_estimator=grpo", "adv_estimator='grpo'"),
         ("actor_rollout_ref.model.path=/no/such/model", "'/no/such/model' is not a folder"),
         ("data.train_files=/no/such/file.parquet", "'/no/such/file.parquet' is not a file"),
+        ("actor_rollout_ref.rollout.max_model_len=1024", "max_model_len=1024 is more than the model's 512 positions"),
+        ("data.max_response_length=200", "max_model_len=256 is less than data.max_prompt_length"),
         ("data.max_response_length=20", "more than data.max_response_length"),
         ("data.max_prompt_length=10", "more than data.max_prompt_length"),
         ("wavalign.layout.begin=nothing", "no token 'nothing'"),
         ("wavalign.codec.type=magic", "'magic' is not known.*mel_vq"),
+        ("wavalign.codec.type=glm4_voice", "glm4_voice.*GLM-4-Voice"),
+        ("layout@wavalign.layout=vita_audio_balance", r"no token '<\|audio_16383\|>': use this layout's own"),
+        ("layout@wavalign.layout=kimi_audio", "type 'parallel' is not supported yet"),
+        ("layout@wavalign.layout=vita_audio_plus_vanilla", "'continuous' is not supported yet.*audio encoder"),
+        ("wavalign.layout.heard={pattern: '<|audio_{}|>', count: 100}", "speech ids .* and heard ids .* overlap"),
+        ("wavalign.layout.pad='<|audio_3|>'", r"'<\|audio_3\|>' .* lies in the speech range"),
+        ("wavalign.layout.schedule=[[0,8]]", r"schedule pair \(0, 8\) is not allowed: at least 1 text token"),
+        ("wavalign.layout.schedule=[]", "schedule is empty"),
+        ("wavalign.watchdog.check_s=0", "watchdog.check_s=0.*> 0"),
+        ("wavalign.hold_schedule=maybe", "hold_schedule='maybe'"),
+        ("wavalign.reward.routes.speech=[charm]", r"routes.speech=\['charm'\].*semantic, asr_agreement"),
     ],
 )
 def test_a_bad_value_is_named(pocket: Path, override: str, message: str) -> None:
@@ -70,6 +83,16 @@ def test_the_default_passes(pocket: Path, capsys: pytest.CaptureFixture) -> None
     Preflight().on_job_start(composed())
     printed = capsys.readouterr().out
     assert "train.parquet 1024 rows" in printed and "adaptive, at most 0.8" in printed
+
+
+def test_a_finished_run_ends_well_and_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from wavalign_ext.preflight import Preflight
+
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("30")
+    with pytest.raises(SystemExit) as caught:
+        Preflight().on_job_start(composed(f"trainer.default_local_dir={tmp_path}"))
+    assert caught.value.code == 0
+    assert "all of its 30 steps" in capsys.readouterr().out
 
 
 def edited_rows(pocket: Path, folder: Path, edit: dict) -> str:
@@ -134,6 +157,40 @@ def test_a_vocabulary_that_differs_is_named(pocket: Path, tmp_path: Path) -> Non
     (model / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
     line = refusal(composed(f"actor_rollout_ref.model.path={model}"))
     assert re.search(rf"has {config['vocab_size']} tokens and the model {config['vocab_size'] + 1}", line)
+
+
+HEAD = ["actor_rollout_ref.model.lora_rank=4"]
+UNFUSED = "actor_rollout_ref.model.use_fused_kernels=false"
+
+
+@pytest.mark.parametrize("targets", ["[q_proj,lm_head]", "'.*(q_proj|head)'", "'.*'"])
+def test_an_adapter_on_the_head_is_named(pocket: Path, targets: str) -> None:
+    line = refusal(composed(*HEAD, f"actor_rollout_ref.model.target_modules={targets}"))
+    assert re.search("target_modules=.*an adapter on the head 'lm_head', which the fused head cannot have", line)
+
+
+def test_an_adapter_on_a_tied_head_is_named(pocket: Path, tmp_path: Path) -> None:
+    model = changed_model(pocket, tmp_path)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"tie_word_embeddings": True}))
+    given = [*HEAD, UNFUSED, f"actor_rollout_ref.model.path={model}"]
+    line = refusal(composed(*given, "actor_rollout_ref.model.target_modules=[lm_head]"))
+    assert re.search("on the head 'lm_head', which shares its weight with the embedding", line)
+
+
+def test_logits_that_are_changed_behind_the_head_are_named(pocket: Path, tmp_path: Path) -> None:
+    model = changed_model(pocket, tmp_path)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"final_logit_softcapping": 30.0}))
+    line = refusal(composed(f"actor_rollout_ref.model.path={model}"))
+    assert re.search("the fused head cannot apply final_logit_softcapping=30.0 of 'qwen2'", line)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "[q_proj,v_proj]", ".*proj"])
+def test_adapters_elsewhere_pass(pocket: Path, targets: str) -> None:
+    from wavalign_ext.preflight import Preflight
+
+    Preflight().on_job_start(composed(*HEAD, f"actor_rollout_ref.model.target_modules={targets}"))
 
 
 def run_main(**environment: str) -> subprocess.CompletedProcess:

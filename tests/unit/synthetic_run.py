@@ -92,7 +92,11 @@ def _scalars(folder: Path, steps: int, factor: float, random: np.random.Generato
                 "tokens_text": 5.8,
                 "logp_text": -1,
             }
-            values |= {"tokens_speech": 44 + 5 * noise, "rewards_missing": 0.0, "rollouts_truncated": 0.02 * (1 - t)}
+            values |= {
+                "tokens_speech": 44 + 5 * noise,
+                "rewards_missing_share": 0.0,
+                "rollouts_truncated": 0.02 * (1 - t),
+            }
             values |= {"rollouts_without_text": 0.0, "rollouts_without_speech": 0.0, "groups_degenerate": 0.3 * t}
             for name, value in values.items():
                 board.add_scalar(f"wavalign/{name}", value * factor, step)

@@ -207,6 +207,6 @@ def test_a_check_that_breaks_fails_and_the_others_go_on(monkeypatch: pytest.Monk
     assert doctor.main([]) == 1
     said = capsys.readouterr().out
     assert "FAIL  codec        codec 'x': no such folder" in said and "→ correct what the message names" in said
-    assert "ok    fine" in said and "→ perhaps do this" in said and "1 checks failed" in said
+    assert "ok    fine" in said and "→ perhaps do this" in said and "wavalign: 1 check failed" in said
     monkeypatch.setattr(doctor, "CHECKS", {"other": fine})
     assert doctor.main([]) == 0

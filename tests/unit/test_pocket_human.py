@@ -1,12 +1,6 @@
-"""A person's recording through the way of a user's question: file, units, prompt, answer.
+"""A person's recording through the way of a user's question: file, units, prompt, answer. See tests/human.py."""
 
-The recording comes with the source package of pocketsphinx (LibriVox, public domain; the package is BSD), 34 MB:
-``pip download --no-deps --no-binary :all: pocketsphinx``.
-"""
-
-import subprocess
-import sys
-import tarfile
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +11,6 @@ from wavalign_ext.codec import load_audio
 from wavalign_ext.layout import load_layout
 from wavalign_ext.pocket import SAMPLE_RATE, encode_question, pocket_dir
 
-NAME = "test/data/librivox/sense_and_sensibility_01_austen_64kb-0880.wav"
 WORDS = "he was not an ill disposed young man"
 
 pytestmark = pytest.mark.slow
@@ -25,16 +18,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("human")
-    command = ["-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "pocketsphinx", "-d", str(folder), "-q"]
-    found = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
-    if found.returncode:
-        pytest.skip(f"the recording cannot be downloaded: {found.stderr.strip()[-200:]}")
-    (package,) = folder.glob("pocketsphinx-*.tar.gz")
-    with tarfile.open(package) as archive:
-        name = next(name for name in archive.getnames() if name.endswith(NAME))
-        archive.extract(name, folder, filter="data")
-    return folder / name
+    spec = importlib.util.spec_from_file_location("human", Path(__file__).parents[1] / "human.py")
+    assert spec and spec.loader
+    human = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(human)
+    said = human.recordings(tmp_path_factory.mktemp("human"))
+    return next(path for path, words in said.items() if words == WORDS)
 
 
 def test_a_person_is_understood_by_the_open_recogniser(recording: Path) -> None:

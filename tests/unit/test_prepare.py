@@ -41,7 +41,7 @@ def twelve(tmp_path: Path) -> Path:
     for n in range(12):
         small.record(tmp_path / f"q{n}.wav", small.voice(n))
         small.record(tmp_path / f"a{n % 3}.wav", small.voice(100 + n % 3))
-        rows.append(small.dialogue(f"q{n}.wav", f"a{n % 3}.wav"))
+        rows.append(small.dialogue(f"q{n}.wav", f"a{n % 3}.wav", keywords=["seven"]))
     return small.write_jsonl(tmp_path / "d.jsonl", rows)
 
 
@@ -137,6 +137,7 @@ def test_a_row_has_pocket_s_columns_and_its_audio_lies_beside_it(world: Any, twe
         *("data_source", "prompt", "ability", "reward_model", "target_text", "target_speech", "extra_info")
     }
     assert (row["data_source"], row["ability"], row["extra_info"]["index"]) == ("d", "s2s", 5)
+    assert row["extra_info"]["keywords"] == ["seven"]
     assert row["reward_model"] == {"style": "rule", "ground_truth": "three plus four is seven"}
     assert re.fullmatch(r"(<\|heard_\d+\|>){13,16}", row["prompt"][0]["content"])
     setup = world.setup()
@@ -153,10 +154,10 @@ def test_limits_on_length_name_the_line(world: Any, twelve: Path, tmp_path: Path
     options = [str(twelve), "--out", str(tmp_path / "out"), *world.options, "--jobs", "1"]
     assert main([*options, "--max-prompt-length", "10", "--show", "2"]) == 1
     said = capsys.readouterr().err
-    assert "line 1, messages='" in said and "the prompt is longer than --max-prompt-length=10" in said
+    assert "line 1, messages='" in said and "the prompt is longer than max_prompt_length=10" in said
     assert "12 lines are wrong; 10 not shown" in said
     assert main([*options, "--max-response-length", "10"]) == 1
-    assert "the target is longer than --max-response-length=10" in capsys.readouterr().err
+    assert "the target is longer than max_response_length=10" in capsys.readouterr().err
     assert main([*options, "--max-seconds", "0.1"]) == 1
     assert "0.6 s are more than 0.1" in capsys.readouterr().err
 

@@ -142,6 +142,36 @@ def test_a_broken_recording_names_its_row(made: tuple[Any, Path], tmp_path: Path
         dataset("RawAudioDataset", tmp_path / "raw.parquet", world)
 
 
+def checked(world: Any, file: Path, **data: Any) -> dict[str, int]:
+    """The preflight's count of a file's rows."""
+    from wavalign_ext.config import WavAlignConfig
+    from wavalign_ext.preflight import check_data
+
+    layout: Any = OmegaConf.to_container(OmegaConf.load(world.layout))
+    spoken = {"layout": layout, "codec": world.codec, "heard_codec": world.heard, "audio_root": str(file.parent)}
+    node = {"train_files": str(file), "val_files": str(file), "max_prompt_length": 64, "max_response_length": 64}
+    config = OmegaConf.create({"data": {**node, "spoken": spoken, **data}})
+    tokenizer = AutoTokenizer.from_pretrained(world.folder / "model")
+    return check_data(config, WavAlignConfig(layout=layout, codec=world.codec), tokenizer)
+
+
+def test_the_preflight_hears_rows_with_recordings(made: tuple[Any, Path], tmp_path: Path) -> None:
+    world, folder = made
+    for file in folder.glob("*.wav"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    rows = [raw_row(n, f"q{n % 5}.wav", f"a{n % 5}.wav") for n in range(12)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "raw.parquet")
+    raw = {"custom_cls": {"name": "RawAudioDataset"}}
+    assert list(checked(world, tmp_path / "raw.parquet", **raw).values()) == [12]
+    with pytest.raises(ValueError, match="row 0 holds recordings.*wavalign prepare.*RawAudioDataset"):
+        checked(world, tmp_path / "raw.parquet")
+    with pytest.raises(ValueError, match=r"extra_info\.index=1, target_text='.*': .*max_response_length=9"):
+        checked(world, tmp_path / "raw.parquet", **raw, max_response_length=9)
+    (tmp_path / "a3.wav").unlink()
+    with pytest.raises(ValueError, match=r"extra_info\.index=4, target_audio='a3.wav'"):
+        checked(world, tmp_path / "raw.parquet", **raw)
+
+
 def test_settings_that_are_missing_are_asked_for(made: tuple[Any, Path], tmp_path: Path) -> None:
     world, folder = made
     datasets.Dataset.from_list([raw_row(0, "q0.wav", "a0.wav")]).to_parquet(tmp_path / "raw.parquet")

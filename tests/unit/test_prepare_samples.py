@@ -87,6 +87,8 @@ def test_a_closing_answer_is_the_target_unless_fields_give_one() -> None:
         (line(target_text="  "), "target_text='None': no target"),
         (line(target_audio=None), "target_audio='None': no target"),
         (line(target_text=5), "target_text='5': is no text"),
+        (line(keywords="seven"), "keywords='seven': is no list of words"),
+        (line(keywords=["seven", " "]), "is no list of words"),
         (line(sft_target_text="eight"), "target_text and sft_target_text=.*differ: keep one"),
     ],
 )
@@ -104,6 +106,10 @@ def test_lines_are_counted_as_an_editor_does_and_bad_ones_keep_their_text(tmp_pa
     assert [one.sample is not None for one in lines] == [True, False, False, True]
     assert "is not JSON" in str(lines[1].problems[0]) and "not UTF-8" in str(lines[2].problems[0])
     assert lines[1].text == "{broken"
+
+
+def test_keywords_are_a_row_s_own() -> None:
+    assert parse(line(keywords=["seven", " eight "])).keywords == ("seven", "eight") and parse(line()).keywords == ()
 
 
 def test_fields_that_nothing_reads_are_known() -> None:

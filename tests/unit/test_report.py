@@ -182,8 +182,8 @@ def test_a_missing_score_is_told_with_its_reason(run: Path, page: Page) -> None:
         last = max(dump["answers"], key=lambda answer: answer["rank"])
         assert last["rank"] == dump["rows"] and last["scores"]["reward"] is None
         assert last["missing"] == "asr_agreement: timed out"
-    counts = page.chart("Answers without a reward")["series"][0]["y"]
-    assert counts == [0.0] * STEPS  # the run's own scalar goes before what the dumps say
+    shares = page.chart("Answers without a reward")["series"][0]["y"]
+    assert shares == [0.0] * STEPS  # the run's own scalar goes before what the dumps say
 
 
 def test_pick_has_best_and_worst_with_and_without_audio() -> None:

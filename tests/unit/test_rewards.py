@@ -2,8 +2,10 @@
 
 import asyncio
 import math
+import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,6 +177,18 @@ def test_a_term_of_ones_own_is_found_by_module(tmp_path: Any, monkeypatch: pytes
     assert score({"own": {"type": "my_terms:mine"}}, (-1, 1)).total == -1
     with pytest.raises(ImportError, match="no_such_module"):
         build_terms({"own": {"type": "no_such_module:mine"}})
+
+
+@pytest.mark.parametrize(("words", "score"), [("one two", 5.0), ("one two three", 3.0), ("one two three four", 1.0)])
+def test_the_term_of_the_documentation_works(words: str, score: float, tmp_path: Any, monkeypatch: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    name = f"my_rewards_{len(words)}"
+    (tmp_path / f"{name}.py").write_text(code.replace('"brief"', f'"brief{len(words)}"'))
+    monkeypatch.syspath_prepend(tmp_path)
+    mix = build_terms({"brief": {"type": f"{name}:brief{len(words)}", "words": 2}})
+    assert asyncio.run(mix(answer(text=words))).total == score
+    assert asyncio.run(mix(answer(text=""))).reasons == {"brief": "no text"}
 
 
 def test_on_scale() -> None:

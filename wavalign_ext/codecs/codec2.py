@@ -23,7 +23,7 @@ class Codec2:
             import pycodec2  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ImportError("codec 'codec2' needs pycodec2: pip install pycodec2") from error
-        self._new = pycodec2.Codec2
+        self._new = pycodec2.Codec2  # pyright: ignore[reportAttributeAccessIssue]  (a compiled module)
         self.streams = CodeStreams([2**bits for bits in self.BITS])
         self.sample_rate, self.codebook_size = 8000, self.streams.size
         self.frame_rate = len(self.BITS) * self.sample_rate / self.SAMPLES

@@ -12,7 +12,9 @@ from wavalign_ext.prepare.audio import Limits
 
 ABOUT = """Spoken dialogues in JSONL to verl's parquet. A line has: messages (chat messages, <|audio|> where a recording
 belongs), audios (the files, in that order), target_text and target_audio (the answer), and optionally question_text,
-task_type, data_source, id. sft_target_text and sft_target_audio of the public WavAlign release are understood."""
+keywords (words that a right answer has), task_type, data_source, id. The field names of the public WavAlign release,
+such as sft_target_text and sft_target_audio, are understood. Every line is checked; a second run encodes only what is
+new. See docs/data.md."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,28 +29,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="wavalign prepare", description=ABOUT)
-    parser.add_argument("file", type=Path, metavar="FILE.jsonl")
+    parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="a dialogue per line")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="parquet, audio and the cache go here")
-    parser.add_argument("--layout", default="pocket", help="name or YAML file (default: %(default)s)")
+    parser.add_argument("--layout", default="pocket", metavar="NAME", help="or its YAML file (default: %(default)s)")
     parser.add_argument("--tokenizer", metavar="PATH", help="folder of the model; pocket has its own")
-    parser.add_argument("--codec", metavar="YAML", help="{type: transformers, path: …}, or a file of that")
-    parser.add_argument("--heard-codec", metavar="YAML", help="of the user's speech, where it is another")
+    parser.add_argument("--codec", metavar="YAML", help="as wavalign.codec: '{type: transformers, path: …}', or a file")
+    parser.add_argument("--heard-codec", metavar="YAML", help="of the user's speech, where it is another one")
     parser.add_argument("--trust-remote-code", action="store_true", help="let the tokenizer run code of its folder")
-    parser.add_argument("--audio-root", type=Path, metavar="DIR", help="default: the folder of FILE.jsonl")
+    parser.add_argument(
+        "--audio-root", type=Path, metavar="DIR", help="where relative paths start; default: the folder of FILE.jsonl"
+    )
     parser.add_argument(
         "--system", metavar="TEXT", help="system message of dialogues without one; default: the layout's"
     )
-    parser.add_argument("--data-source", metavar="NAME", help="of lines without one; default: FILE")
-    parser.add_argument("--val-share", type=_share, default=0.05, help="held out as val.parquet (default: %(default)s)")
+    parser.add_argument("--data-source", metavar="NAME", help="data_source of lines without one; default: FILE")
+    parser.add_argument(
+        "--val-share", type=_share, default=0.05, metavar="SHARE", help="held out as val.parquet (default: %(default)s)"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave wrong lines out and list them in rejects.jsonl")
     parser.add_argument("--show", type=int, default=50, metavar="N", help="wrong lines shown (default: %(default)s)")
-    parser.add_argument("--max-seconds", type=float, default=Limits.longest_s, help="of a clip (default: %(default)s)")
     parser.add_argument(
-        "--trim-db", type=float, default=Limits.trim_db, help="ends this far below the peak are silence; 0: no trimming"
+        "--max-seconds", type=float, default=Limits.longest_s, metavar="S", help="longest clip (default: %(default)s)"
     )
-    parser.add_argument("--max-prompt-length", type=int, metavar="TOKENS", help="as data.max_prompt_length")
-    parser.add_argument("--max-response-length", type=int, metavar="TOKENS", help="as data.max_response_length")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
+    parser.add_argument(
+        "--trim-db",
+        type=float,
+        default=Limits.trim_db,
+        metavar="DB",
+        help="silence at the ends is what stays this far below the peak; 0: no trimming (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-prompt-length", type=int, metavar="TOKENS", help="as data.max_prompt_length; default: any length"
+    )
+    parser.add_argument(
+        "--max-response-length",
+        type=int,
+        metavar="TOKENS",
+        help="as data.max_response_length; default: any length",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: %(default)s)"
+    )
     return parser
 
 
@@ -94,12 +115,10 @@ def _encode(args: argparse.Namespace, setup: Any, lines: list[Any]) -> dict[Any,
     wall_s = time.monotonic() - began
     done = [one for one in found.values() if not isinstance(one, str)]
     new_s = sum(one.seconds for one in done if not one.cached)
-    print(
-        f"wavalign: {sum(not one.cached for one in done)} clips encoded, {new_s:.1f} s of speech in {wall_s:.1f} s: "
-        f"{new_s / max(wall_s, 1e-9):.1f} × real time with {args.jobs} jobs; "
-        f"{sum(one.cached for one in done)} were there already",
-        flush=True,
-    )
+    new, old = (sum(one.cached == cached for one in done) for cached in (False, True))
+    speed = f", {new_s:.1f} s of speech in {wall_s:.1f} s: {new_s / max(wall_s, 1e-9):.1f} × real time"
+    how = f"{speed} with {args.jobs} jobs" if new else ""
+    print(f"wavalign: {new} clips encoded{how}; {old} were there already", flush=True)
     return found
 
 
@@ -178,9 +197,11 @@ def _say_next(args: argparse.Namespace, lines: list[Any], made: list[Any], layou
     if not Path(files["val"]).is_file():
         print("wavalign: no validation rows: verl wants some (--val-share)")
         files["val"] = "OTHER.parquet"
+    # Other models have recipes of their own, with the layout and the codec in them.
+    recipe = "+recipe=wavalign" if layout == "pocket" else "+recipe=YOUR_RECIPE"
     print(
         "wavalign: train on it with\n"
-        f"  python -m verl.trainer.main_ppo +recipe=wavalign layout@wavalign.layout={layout} \\\n"
+        f"  python -m verl.trainer.main_ppo {recipe} \\\n"
         f"    data.train_files={files['train']} data.val_files={files['val']} wavalign.audio_root={args.out} \\\n"
         f"    data.max_prompt_length={longest[0]} data.max_response_length={longest[1]}  # the longest found; no less"
     )

@@ -29,6 +29,7 @@ SCHEMA = pyarrow.schema(
                 "question": pyarrow.string(),
                 "question_audio": pyarrow.string(),
                 "answer_audio": pyarrow.string(),
+                "keywords": pyarrow.list_(pyarrow.string()),  # what the reward term semantic looks for
             }
         ),
     }

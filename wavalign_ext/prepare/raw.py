@@ -25,12 +25,19 @@ class RawRows:
         settings: ``layout``, ``codec``, ``heard_codec`` (null: the same), ``audio_root``, as under ``wavalign``.
         tokenizer: of the model.
         audio_key: the column of the user's recordings.
+        longest_target: in tokens; None allows any. verl itself sees to the prompts.
 
     Raises:
         ValueError: a setting is missing or not known, or they do not belong together.
     """
 
-    def __init__(self, settings: Mapping[str, Any] | None, tokenizer: Any, audio_key: str = "audios") -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Any] | None,
+        tokenizer: Any,
+        audio_key: str = "audios",
+        longest_target: int | None = None,
+    ) -> None:
         given = {name: value for name, value in (settings or {}).items() if value is not None}
         wrong = [name for name in given if name not in SETTINGS] + [n for n in ("layout", "codec") if n not in given]
         if wrong:
@@ -38,7 +45,7 @@ class RawRows:
             raise ValueError(f"data.spoken={dict(given)}: {wrong[0]!r} is missing or not known: set {remedy}")
         self.setup = assemble(load_layout(given["layout"]), tokenizer, given["codec"], given.get("heard_codec"))
         self.root, self.audio_key = Path(given.get("audio_root") or "."), audio_key
-        self._maker, self._limits = RowMaker(self.setup), Limits()
+        self._maker, self._limits = RowMaker(self.setup, longest_target=longest_target), Limits()
         self._codecs: dict[str, SpeechCodec] = {}
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def verl_row(sample: Sample, made: Checked, info: Mapping[str, Any], data_source
         "reward_model": {"style": "rule", "ground_truth": made.target_text},
         "target_text": made.target_text,
         "target_speech": made.target_speech,
-        "extra_info": {**info, "id": sample.id, "question": sample.question},
+        "extra_info": {**info, "id": sample.id, "question": sample.question, "keywords": list(sample.keywords)},
     }
 
 
@@ -129,7 +129,7 @@ def last_heard(sample: Sample) -> str:
 
 def _check_length(field: str, what: str, length: int, longest: int | None) -> None:
     if longest is not None and length > longest:
-        option = "--max-prompt-length" if what == "prompt" else "--max-response-length"
+        option = "max_prompt_length" if what == "prompt" else "max_response_length"
         raise SampleError(
             field, f"{length} tokens", f"the {what} is longer than {option}={longest}: raise it, or drop it"
         )

@@ -21,6 +21,7 @@ ALIASES = {
     "question_audio": ("question_audio",),
     "history_text": ("history_text", "history"),
     "task_type": ("task_type",),
+    "keywords": ("keywords",),
     "data_source": ("data_source", "source_dataset"),
     "id": ("id",),
 }
@@ -78,6 +79,7 @@ class Sample:
     task: str
     data_source: str | None = None
     id: str | None = None
+    keywords: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
     @property
@@ -118,6 +120,7 @@ def parse(record: Any) -> Sample:
         task=_text(values, "task_type") or "s2s",
         data_source=_text(values, "data_source"),
         id=None if values["id"] is None else str(values["id"]),
+        keywords=_keywords(values["keywords"]),
         ignored=tuple(name for name in record if name not in KNOWN),
     )
 
@@ -136,6 +139,13 @@ def _text(values: Mapping[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise SampleError(name, value, "is no text: write a string")
     return (value or "").strip() or None
+
+
+def _keywords(value: Any) -> tuple[str, ...]:
+    words = [] if value is None else value
+    if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
+        raise SampleError("keywords", value, "is no list of words: give those that a right answer has, as [seven]")
+    return tuple(word.strip() for word in words)
 
 
 def _source(value: Any, name: str) -> Any:

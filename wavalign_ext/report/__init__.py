@@ -1,4 +1,4 @@
-"""``python -m wavalign_ext.report RUN [RUN ...]``: one HTML page of runs: their curves, and answers to read and play.
+"""``wavalign report RUN [RUN ...]``: one HTML page of runs: their curves, and answers to read and play.
 
 The page is self-contained: it asks the network for nothing, and audio is embedded as MP3 within a size budget.
 """
@@ -8,16 +8,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+ABOUT = """One HTML page of one or several runs: their curves side by side, and answers to read and play. The page needs
+no network and no server: open it in a browser, or send it to someone. Audio is inside as MP3."""
 DEFAULT_MB = 12.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; the exit status. A folder that is no run is an error on stderr and status 2."""
-    parser = argparse.ArgumentParser(prog="wavalign report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="wavalign report", description=ABOUT)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, for example runs/pocket")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
     parser.add_argument(
-        "--max-mb", type=_megabytes, default=DEFAULT_MB, help="size of the page; what goes beyond is left out"
+        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-mb",
+        type=_megabytes,
+        default=DEFAULT_MB,
+        metavar="MB",
+        help="size of the page; recordings beyond it are left out, and counted (default: %(default)s)",
     )
     args = parser.parse_args(argv)
 

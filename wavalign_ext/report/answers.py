@@ -11,6 +11,7 @@ from wavalign_ext.report.reading import SPLITS, Run, number, setting
 STEPS = 60  # of each run's rollouts, and of its validations
 WITH_AUDIO, WITHOUT_AUDIO = 8, 3  # rows of a step
 LONGEST_TEXT = 1500
+NOTES = ("wer", "exact", "similarity", "mos", "likeness")  # what terms found out, shown with their scores
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -126,7 +127,7 @@ def _answer(rank: int, row: dict[str, Any], folder: Path, targets: Targets) -> d
     target, question_audio, target_audio = targets.of(row, folder)
     scores = {"reward": row.get("score")}
     scores |= {key.removeprefix("score_"): row[key] for key in row if key.startswith("score_")}
-    scores |= {key: row[key] for key in ("wer", "exact") if key in row}
+    scores |= {key: row[key] for key in NOTES if isinstance(row.get(key), int | float)}
     return {
         "rank": rank,
         "question": _text(row.get("question")),

@@ -68,7 +68,24 @@ LENGTHS = (
     _one("Longest answer, tokens", "response_length/max", floor=0),
 )
 FAILURES = (
-    _one("Answers without a reward", "wavalign/rewards_missing", "rollouts/missing", note="Count.", floor=0, ceiling=1),
+    _one(
+        "Answers without a reward",
+        "wavalign/rewards_missing_share",
+        "rollouts/missing",
+        note="Share: a term that counts gave no score.",
+        floor=0,
+        ceiling=0.05,
+    ),
+    Chart(
+        "Judge",
+        (
+            Line("retries", ("reward_notes/judge_retries",)),
+            Line("failures", ("reward_notes/judge_failures",)),
+            Line("from the cache", ("reward_notes/judge_cache_hits",)),
+        ),
+        "Per answer, mean.",
+        floor=0,
+    ),
     _one("Truncated answers", "wavalign/rollouts_truncated", note="Share.", floor=0, ceiling=0.05),
     Chart(
         "Answers without a modality",

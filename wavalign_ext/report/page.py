@@ -13,7 +13,7 @@ from typing import Any
 from wavalign_ext.report import curves
 from wavalign_ext.report.answers import STEPS, WITH_AUDIO, WITHOUT_AUDIO, dumps_of, embed
 from wavalign_ext.report.clips import LONGEST_S, Clips
-from wavalign_ext.report.reading import Run
+from wavalign_ext.report.reading import Run, setting
 
 
 def render(runs: Sequence[Run], budget: int) -> bytes:
@@ -30,6 +30,7 @@ def render(runs: Sequence[Run], budget: int) -> bytes:
     scripts = [_asset("uPlot.iife.min.js"), _asset("report.js")]
     data: dict[str, Any] = {
         "runs": [run.name for run in runs],
+        "scales": [setting(run, "wavalign.reward.scale") for run in runs],
         "groups": [group for group in groups if group["charts"]],
         "dumps": dumps,
     }

@@ -126,7 +126,7 @@ def number(value: Any) -> float:
 
 
 def _means(split: str, dumps: dict[int, list[dict[str, Any]]]) -> Iterator[tuple[str, dict[int, float]]]:
-    """(``SPLIT/COLUMN``, mean over the rows that have the number, by step); and ``SPLIT/missing``, a count."""
+    """(``SPLIT/COLUMN``, mean over the rows that have the number, by step); and ``SPLIT/missing``, a share."""
     if not dumps:
         return
     seen = dict.fromkeys(key for rows in dumps.values() for row in rows for key in row)
@@ -136,8 +136,8 @@ def _means(split: str, dumps: dict[int, list[dict[str, Any]]]) -> Iterator[tuple
             known = [value for value in (number(row.get(column)) for row in rows) if not math.isnan(value)]
             points[step] = sum(known) / len(known) if known else math.nan
         yield f"{split}/{column}", points
-    missing = {step: sum(math.isnan(number(row.get("score"))) for row in rows) for step, rows in dumps.items()}
-    yield f"{split}/missing", {step: float(count) for step, count in missing.items()}
+    missing = {step: [math.isnan(number(row.get("score"))) for row in rows] for step, rows in dumps.items()}
+    yield f"{split}/missing", {step: sum(flags) / len(flags) for step, flags in missing.items()}
 
 
 def _config(folder: Path, notices: list[str]) -> tuple[Any, list[str]]:

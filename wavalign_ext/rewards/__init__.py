@@ -8,7 +8,7 @@ from wavalign_ext.rewards import speech_terms as _speech_terms  # noqa: F401
 from wavalign_ext.rewards import terms as _terms  # noqa: F401
 from wavalign_ext.rewards.answer import SpokenAnswer
 from wavalign_ext.rewards.mix import RewardMix, RewardResult, build_terms
-from wavalign_ext.rewards.registry import RewardTerm, TermFailed, register_term
+from wavalign_ext.rewards.registry import RewardTerm, TermFailed, on_scale, register_term
 
 __all__ = [
     "RewardMix",
@@ -17,5 +17,6 @@ __all__ = [
     "SpokenAnswer",
     "TermFailed",
     "build_terms",
+    "on_scale",
     "register_term",
 ]

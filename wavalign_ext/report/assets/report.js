@@ -108,7 +108,8 @@
       const figure = make("figure");
       const caption = make("figcaption");
       caption.append(make("h3", "", chart.title));
-      const dashes = chart.lines.length > 1 ? `Solid: ${chart.lines[0]}; dashed: ${chart.lines[1]}. ` : "";
+      const strokes = ["Solid", "dashed", "dotted"];
+      const dashes = chart.lines.length > 1 ? `${chart.lines.map((name, i) => `${strokes[i]}: ${name}`).join("; ")}. ` : "";
       caption.append(make("p", "", dashes + chart.note));
       const place = make("div", "plot");
       place.setAttribute("role", "img");
@@ -155,6 +156,24 @@
     return part;
   }
 
+  const NAMES = { wer: "WER", mos: "MOS" };
+
+  /** Where a reward stands on its scale, to see at a glance; the number says it to everyone. */
+  function gauge(run, reward) {
+    const [low, high] = data.scales[run];
+    const bar = make("span", "gauge");
+    bar.setAttribute("aria-hidden", "true");
+    const filled = make("i");
+    filled.style.width = `${Math.max(2, Math.min(100, (100 * (reward - low)) / (high - low)))}%`;
+    bar.append(filled);
+    return bar;
+  }
+
+  function note(name, value) {
+    if (name === "exact" && value !== null) return value ? "text exactly right" : "text not exactly right";
+    return `${NAMES[name] ?? name} ${brief(value)}`;
+  }
+
   function answerPart(run, answer, rows) {
     const part = make("article", `answer run${run}`);
     const who = make("div", "who");
@@ -163,10 +182,11 @@
     if (reward === null) who.append(make("span", "lost", `no reward${answer.missing ? ": " + answer.missing : ""}`));
     else {
       const score = make("span", "", "reward ");
-      score.append(make("strong", "", brief(reward)));
+      score.append(make("strong", "", reward.toFixed(2)));
+      if (data.scales[run]) score.append(gauge(run, reward));
       who.append(score);
     }
-    Object.entries(others).forEach(([name, value]) => who.append(make("span", "", `${name === "wer" ? "WER" : name} ${brief(value)}`)));
+    Object.entries(others).forEach(([name, value]) => who.append(make("span", "", note(name, value))));
     who.append(make("span", "", `rank ${answer.rank} of ${rows}`));
     if (reward !== null && answer.missing) who.append(make("span", "lost", answer.missing));
     part.append(who, said("Answer", answer.text, "no text"));
