@@ -1,7 +1,8 @@
 """The chunk loop: logits of C active rows, one row step over them, two products. The row step is a parameter.
 
 Work: 2·A·H·V for statistics, 6·A·H·V with the gradient of a known loss, 4·A·H·V + 2·A·H·V for a later backward.
-Scratch: C·V logits (and C·V dlogits where their dtype differs) plus the accumulators; [T, V] never exists.
+Scratch: C·V dlogits, which take the place of logits in the same dtype; where logits are wider, a part of the chunk's
+rows at a time. Plus the accumulators. [T, V] never exists.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +14,13 @@ from torch import Tensor
 from . import matmul
 from .rows import LossRows, Rows, RowStats, Slopes
 
-CHUNK_ROWS = {"cpu": 512, "cuda": 2048}
-"""Enough rows that the products run at full speed and that the accumulator dW is seldom read and written."""
+CHUNK_BYTES = {"cpu": 2560, "cuda": 4096}
+"""Dlogits of a chunk, per vocabulary entry: enough rows that the products run at full speed and that the accumulator dW
+is seldom read and written (CPU 640 rows of fp32 or 1280 of bf16, accelerators 2048 of bf16)."""
+
+LOGIT_ROWS = {"cpu": 224, "cuda": 2048}
+"""Where dlogits have a narrower dtype than logits, so many rows of logits exist at a time. Fewer rows widen the weight
+more often, more rows take memory."""
 
 RowStep = Callable[..., None]
 
@@ -65,33 +71,39 @@ def sweep(
     """One pass over the active rows. Fills `stats` unless `slopes` are given; returns gradients if wanted."""
     hidden, weight, device = head.hidden, head.weight, head.hidden.device
     wide = matmul.wide_dtype(hidden.dtype)
-    operand = matmul.operand_dtype(hidden.dtype, device)
+    operand = matmul.operand_dtype(hidden.dtype, device) if want else wide
     count, vocab = len(rows.index), weight.shape[0]
-    limit = head.chunk_rows or CHUNK_ROWS[device.type]
+    chunks = list(spans(count, head.chunk_rows or CHUNK_BYTES[device.type] // operand.itemsize))
+    tall = max((b - a for a, b in chunks), default=0)
     bias = None if head.bias is None else head.bias.to(wide)
     dh = torch.zeros_like(hidden) if want.hidden else None
-    dw = torch.empty(weight.shape, dtype=wide, device=device) if want.weight else None
+    dw_dtype = matmul.accumulator_dtype(operand, device, len(chunks))
+    dw = torch.empty(weight.shape, dtype=dw_dtype, device=device) if want.weight else None
     db = torch.zeros(vocab, dtype=wide, device=device) if want.bias else None
-    height = max((b - a for a, b in spans(count, limit)), default=0)
-    z_all = torch.empty(height, vocab, dtype=wide, device=device)
-    d_all = torch.empty(height, vocab, dtype=operand, device=device) if want and operand != wide else z_all
-    for a, b in spans(count, limit):
-        part = rows.part(a, b)
-        h = hidden[part.index].to(operand)
-        z, d = z_all[: b - a], d_all[: b - a]
-        if d_all is z_all:
-            d = z
-        matmul.logits_into(z, h, weight)
-        cut = None if slopes is None else slopes.part(a, b)
-        cost = None if loss is None else loss.part(a, b)
-        step(z, d if want else None, part, bias, stats.part(a, b), slopes=cut, loss=cost, entropy=entropy)
+    d_all = torch.empty(tall, vocab, dtype=operand, device=device)
+    for a, b in chunks:
+        h = hidden[rows.index[a:b]].to(matmul.operand_dtype(hidden.dtype, device))
+        d, parts = d_all[: b - a], [(0, b - a)]
+        z_all = d
+        if operand != wide:
+            parts = list(spans(b - a, LOGIT_ROWS[device.type]))
+            z_all = torch.empty(max(j - i for i, j in parts), vocab, dtype=wide, device=device)
+        for i, j in parts:
+            z, part = z_all[: j - i], rows.part(a + i, a + j)
+            matmul.logits_into(z, h[i:j], weight)
+            out = None if not want else z if operand == wide else d[i:j]
+            cut = None if slopes is None else slopes.part(a + i, a + j)
+            cost = None if loss is None else loss.part(a + i, a + j)
+            step(z, out, part, bias, stats.part(a + i, a + j), slopes=cut, loss=cost, entropy=entropy)
+        del z, z_all  # before dW comes to life
         if dh is not None:
-            dh.index_copy_(0, part.index, matmul.dhidden(d, weight).to(dh.dtype))
+            dh.index_copy_(0, rows.index[a:b], matmul.dhidden(d, weight).to(dh.dtype))
         if dw is not None:
             matmul.dweight_into(dw, d, h, first=a == 0)
         if db is not None:
             db += d.sum(0, dtype=wide)
-    del z_all, d_all
+        del d  # or d_all would outlive the next line but one
+    del d_all
     if dw is not None:
         dw = (dw if count else dw.zero_()).to(weight.dtype)
     return dh, dw, None if db is None else db.to(weight.dtype)
@@ -109,7 +121,7 @@ def sweep_logits(
     """As `sweep`, from logits that already exist; the gradient (T, V) is zero at inactive rows."""
     wide = matmul.wide_dtype(logits.dtype)
     grad = torch.zeros_like(logits, memory_format=torch.contiguous_format) if want else None
-    for a, b in spans(len(rows.index), chunk_rows or CHUNK_ROWS[logits.device.type]):
+    for a, b in spans(len(rows.index), chunk_rows or CHUNK_BYTES[logits.device.type] // wide.itemsize):
         part = rows.part(a, b)
         z = logits[part.index].to(wide)
         cost = loss.part(a, b) if want else None

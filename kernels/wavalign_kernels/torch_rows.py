@@ -1,6 +1,7 @@
-"""The row step in PyTorch, for CPUs and as a fallback: one pass over logits that the matrix product just made.
+"""The row step in PyTorch, for CPUs and as a fallback: a pass over logits for their statistics, one for their gradient.
 
-Blocks of rows are small enough for the second-level cache, so that the passes below cost arithmetic, not memory.
+Blocks of rows, with a scratch copy, fit the second-level cache. What has one number per row is computed for all rows at
+once between the passes: a call on a few numbers costs as much as a pass over thousands, and a loss needs dozens.
 """
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from .rows import LossRows, Rows, RowStats, Slopes, loss_slopes
 
-BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
+BLOCK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}
 
 
 def step(
@@ -24,77 +25,91 @@ def step(
 ) -> None:
     """Statistics, statistics and dlogits of `loss`, or dlogits of `slopes` (statistics known)."""
     count, vocab = z.shape
-    height = max(1, BLOCK_BYTES[z.device.type] // (vocab * z.element_size()))
-    scratch = torch.empty(min(height, count), vocab, dtype=z.dtype, device=z.device)
-    for a in range(0, count, height):
-        b = min(a + height, count)
-        x, r, s = z[a:b], rows.part(a, b), stats.part(a, b)
+    height = max(1, min(count, BLOCK_BYTES[z.device.type] // (vocab * z.element_size())))
+    scratch = torch.empty(height, vocab, dtype=z.dtype, device=z.device)
+    blocks = [slice(a, min(a + height, count)) for a in range(0, count, height)]
+    y = rows.targets[:, None]
+    inverse = None if rows.inv_temperature is None else rows.inv_temperature[:, None]
+    share, offset = inverse, stats.lse
+    # An entropy term needs log p in the second pass; without one the first pass leaves exponentials, to be scaled.
+    scale_only = loss is not None and loss.entropy_weights is None
+    sums = []
+    for at in blocks:
+        x = z[at]
         if bias is not None:
             x.add_(bias)
-        if r.inv_temperature is not None:
-            x.mul_(r.inv_temperature[:, None])
-        if slopes is not None:
-            _given(x, scratch[: b - a], r, s, slopes.part(a, b))
+        if inverse is not None:
+            x.mul_(inverse[at])
+        if slopes is None:
+            sums.append(_softmax(x, scratch[: len(x)], y[at], entropy or loss is not None, scale_only))
+    if slopes is None:
+        total = _record(stats, *(torch.cat(column) for column in zip(*sums, strict=True)))
+        offset = total.log()[:, 0]  # x holds z − m by now
+        if scale_only:
+            share = 1 / total if inverse is None else inverse / total
+        slopes = None if loss is None else loss_slopes(stats.logp, loss)
+    if d is None or slopes is None:
+        return
+    a = slopes.logp[:, None] if share is None else slopes.logp[:, None] * share
+    b = slopes.entropy
+    if b is not None:
+        b = b[:, None] if share is None else b[:, None] * share
+    for at in blocks:
+        x = z[at]
+        if scale_only:
+            x.mul_(-a[at])
         else:
-            _softmax(x, scratch[: b - a], r, s, None if loss is None else loss.part(a, b), entropy)
-        if d is not None and d is not z:
-            d[a:b] = x
+            _gradient(x, scratch[: len(x)], offset[at], stats.entropy[at], a[at], None if b is None else b[at])
+        if d is not z:
+            d[at] = x
+    # Not scatter_, which copies all of a bf16 matrix.
+    d[torch.arange(count, device=d.device), rows.targets] = _at_target(stats, slopes, rows.inv_temperature).to(d.dtype)
 
 
-def _softmax(x: Tensor, e: Tensor, r: Rows, s: RowStats, loss: LossRows | None, entropy: bool) -> None:
-    """Statistics of x; with `loss`, x becomes dlogits.
+def _softmax(x: Tensor, scratch: Tensor, y: Tensor, entropy: bool, keep_exp: bool) -> tuple[Tensor, ...]:
+    """m, x_y − m, Σ_{j≠y} e_j and Σ_{j≠y} e_j (x_j − m), (R, 1) each; x becomes x − m, or e with 0 at the target.
 
     With m = max x, e_j = exp(x_j − m), S = Σ e:  logp = x_y − m − log S,  H = log S − Σ e_j (x_j − m) / S.
     The target is left out of the sums and added at the end, which makes 1 − p_y = Σ_{j≠y} e_j / S exact.
     """
-    y = r.targets[:, None]
+    shifted, e = (scratch, x) if keep_exp else (x, scratch)
     top = x.amax(-1, keepdim=True)
-    x.sub_(top)
-    torch.exp(x, out=e)
-    x_y, e_y = x.gather(1, y), e.gather(1, y)
+    torch.sub(x, top, out=shifted)
+    torch.exp(shifted, out=e)
+    x_y = shifted.gather(1, y)
     e.scatter_(1, y, 0.0)
     others = e.sum(-1, keepdim=True)
+    if not entropy:
+        return top, x_y, others
+    return top, x_y, others, torch.mul(shifted, e, out=scratch).sum(-1, keepdim=True)
+
+
+def _record(stats: RowStats, top: Tensor, x_y: Tensor, others: Tensor, energy: Tensor | None = None) -> Tensor:
+    """The statistics from the sums of `_softmax`; returns S.  # (C, 1)"""
+    e_y = x_y.exp()
     total = others + e_y
     log_total = total.log()
-    s.logp.copy_((x_y - log_total)[:, 0])
-    s.miss.copy_((others / total)[:, 0])
-    s.lse.copy_((top + log_total)[:, 0])
-    if entropy:
-        energy = torch.linalg.vecdot(e, x)[:, None] + e_y * x_y
-        s.entropy.copy_((log_total - energy / total)[:, 0])
-    if loss is None:
-        return
-    slopes = loss_slopes(s.logp, loss)
-    share = 1 / total if r.inv_temperature is None else r.inv_temperature[:, None] / total
-    if slopes.entropy is None:
-        torch.mul(e, -slopes.logp[:, None] * share, out=x)
-    else:
-        # −p_j (a + b (log p_j + H)), log p_j = x_j − log S
-        slope_h = slopes.entropy[:, None] * share
-        offset = slopes.logp[:, None] * share + slope_h * (s.entropy[:, None] - log_total)
-        x.mul_(-slope_h).sub_(offset).mul_(e)
-    x.scatter_(1, y, _at_target(r, s, slopes, e_y / total))
+    stats.logp.copy_((x_y - log_total)[:, 0])
+    stats.miss.copy_((others / total)[:, 0])
+    stats.lse.copy_((top + log_total)[:, 0])
+    if energy is not None:
+        stats.entropy.copy_((log_total - (energy + e_y * x_y) / total)[:, 0])
+    return total
 
 
-def _given(x: Tensor, e: Tensor, r: Rows, s: RowStats, slopes: Slopes) -> None:
-    """x becomes dlogits of a·logp + b·H, the statistics being known."""
-    y = r.targets[:, None]
-    x.sub_(s.lse[:, None])
-    a = slopes.logp[:, None] if r.inv_temperature is None else (slopes.logp * r.inv_temperature)[:, None]
-    if slopes.entropy is None:
-        p_y = x.gather(1, y)  # unused without an entropy slope
+def _gradient(x: Tensor, scratch: Tensor, offset: Tensor, entropy: Tensor, a: Tensor, b: Tensor | None) -> None:
+    """x becomes −p (a + b (log p + H)), log p = x − offset; the target's entry is left wrong."""
+    x.sub_(offset[:, None])
+    if b is None:
         x.exp_().mul_(-a)
     else:
-        b = slopes.entropy[:, None] if r.inv_temperature is None else (slopes.entropy * r.inv_temperature)[:, None]
-        torch.exp(x, out=e)
-        p_y = e.gather(1, y)
-        x.add_(s.entropy[:, None]).mul_(-b).sub_(a).mul_(e)
-    x.scatter_(1, y, _at_target(r, s, slopes, p_y))
+        torch.exp(x, out=scratch)
+        x.add_(entropy[:, None]).mul_(-b).sub_(a).mul_(scratch)
 
 
-def _at_target(r: Rows, s: RowStats, slopes: Slopes, p_y: Tensor) -> Tensor:
-    """a·(1 − p_y) − b·p_y (log p_y + H), over the temperature.  # (R, 1)"""
+def _at_target(s: RowStats, slopes: Slopes, inverse: Tensor | None) -> Tensor:
+    """a·(1 − p_y) − b·p_y (log p_y + H), over the temperature.  # (C,)"""
     value = slopes.logp * s.miss
     if slopes.entropy is not None:
-        value = value - slopes.entropy * p_y[:, 0] * (s.logp + s.entropy)
-    return (value if r.inv_temperature is None else value * r.inv_temperature)[:, None]
+        value = value - slopes.entropy * s.logp.exp() * (s.logp + s.entropy)
+    return value if inverse is None else value * inverse
