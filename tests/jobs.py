@@ -1,4 +1,7 @@
-"""A job of stock verl in a process of its own, under a time limit, with nothing left behind."""
+"""A job of stock verl in a process of its own, under a time limit, with nothing left behind.
+
+pytest has this folder on its path: ``from jobs import SMALL, Job``.
+"""
 
 import json
 import os
@@ -11,17 +14,18 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).parent
+SMALL = ["+recipe=wavalign", "data.train_batch_size=8", "data.val_max_samples=8"]
 
 
 class Job:
-    """A job that has ended: its return code, its output, its metrics by step, and its folder."""
+    """A job, started at once: its folder, its output, its metrics by step, and the most memory it held."""
 
     def __init__(self, folder: Path, *overrides: str, limit_s: float = 600, **environment: str) -> None:
         self.folder, self.limit_s = folder, limit_s
         folder.mkdir(parents=True, exist_ok=True)
         self.log, self.metrics_file = folder.with_suffix(".log"), folder / "metrics.jsonl"
-        command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
-        command += [f"trainer.default_local_dir={folder}", "trainer.logger=[console,file]"]
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", f"trainer.default_local_dir={folder}"]
+        command += ["trainer.logger=[console,tensorboard,file]", *overrides]
         path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
         given = dict(PYTHONPATH=path, VERL_PLATFORM="cpu", VERL_FILE_LOGGER_PATH=str(self.metrics_file), **environment)
         self.began = time.monotonic()
@@ -30,11 +34,13 @@ class Job:
 
     def wait(self) -> "Job":
         """Raises AssertionError, after it has killed the job, when that takes longer than the limit."""
-        try:
-            self.process.wait(self.limit_s - (time.monotonic() - self.began))
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise AssertionError(f"the job did not end in {self.limit_s} s: {self.output[-4000:]}") from None
+        self.peak_gb = 0.0
+        while self.process.poll() is None:
+            if time.monotonic() - self.began > self.limit_s:
+                self.kill()
+                raise AssertionError(f"the job did not end in {self.limit_s} s: {self.output[-4000:]}")
+            self.peak_gb = max(self.peak_gb, _memory_gb(self.process.pid))
+            time.sleep(2)
         self.wall_s = time.monotonic() - self.began
         return self
 
@@ -62,3 +68,14 @@ class Job:
 
     def rollouts(self, step: int) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()]
+
+
+def _memory_gb(pid: int) -> float:
+    """Private memory of a process and its children, and their shares of what is shared."""
+    total = 0
+    try:
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            total += process.memory_full_info().pss
+    except psutil.Error:  # one of them has just ended
+        pass
+    return total / 2**30

@@ -1,6 +1,5 @@
 """Recordings of people go all the way: ``wavalign prepare``, rollouts and updates of a real job, the report's page."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from human import recordings
+from jobs import SMALL, Job
 
 from wavalign_ext.prepare.command import main as prepare
 from wavalign_ext.report import main as report
@@ -16,17 +17,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 STEPS, BATCH, SYNTHETIC = 3, 4, 6
 
 
-def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
-    return _module(Path(__file__).parents[1] / "human.py").recordings(tmp_path_factory.mktemp("human"))
+    return recordings(tmp_path_factory.mktemp("human"))
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +44,13 @@ def _line(name: str, question: Path, answer: Path, asked: str, text: str) -> dic
 
 @pytest.fixture(scope="module")
 def job(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("job") / "run"
-    folder.mkdir()
     overrides = [f"data.{split}_files={prepared / split}.parquet" for split in ("train", "val")]
     overrides += [f"wavalign.audio_root={prepared}", f"data.train_batch_size={BATCH}", "wavalign.samples.count=64"]
     # Whole sentences are longer than pocket's own, and spelt by this tokenizer letter by letter.
     overrides += ["data.max_prompt_length=190", "data.max_response_length=300"]
     overrides += ["actor_rollout_ref.rollout.max_model_len=500", "trainer.val_before_train=false"]
     overrides += [f"trainer.total_training_steps={STEPS}", "trainer.save_freq=-1"]
-    return _module(Path(__file__).with_name("test_job.py")).Job(folder, *overrides)
+    return Job(tmp_path_factory.mktemp("job") / "run", *SMALL, *overrides).succeed()
 
 
 def test_every_recording_of_a_person_is_answered(job: Any, prepared: Path, spoken: dict[Path, str]) -> None:

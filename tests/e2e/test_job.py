@@ -2,71 +2,25 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 import soundfile
+from jobs import SMALL, Job
 
 pytestmark = pytest.mark.e2e
-STEPS, RESUMED_AFTER = 3, 2
-LIMIT_S, MEMORY_GB = 1200, 16
-SMALL = ["data.train_batch_size=8", "data.val_max_samples=8", "trainer.logger=[console,tensorboard,file]"]
+STEPS, RESUMED_AFTER, MEMORY_GB = 3, 2, 16
 
 
-class Job:
-    """A finished run: its folder, its metrics by step, its output, and the most memory it held."""
-
-    def __init__(self, folder: Path, *overrides: str, recipe: str = "wavalign") -> None:
-        self.folder = folder
-        metrics = folder / "metrics.jsonl"
-        command = [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={recipe}", *SMALL]
-        command += [f"trainer.default_local_dir={folder}", f"trainer.total_training_steps={STEPS}", *overrides]
-        environment = dict(os.environ, VERL_FILE_LOGGER_PATH=str(metrics))
-        with open(folder.with_suffix(".log"), "w") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-            self.peak_gb = _watch(process)
-        self.output = folder.with_suffix(".log").read_text()
-        assert process.returncode == 0, self.output[-4000:]
-        self.metrics = {line["step"]: line["data"] for line in map(json.loads, metrics.read_text().splitlines())}
-
-    def rollouts(self, step: int) -> list[dict]:
-        return [json.loads(line) for line in (self.folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()]
-
-
-def _watch(process: subprocess.Popen) -> float:
-    """Wait for the job under a time limit; the peak of the private and shared memory of its processes, in GB."""
-    peak, deadline = 0.0, time.monotonic() + LIMIT_S
-    while process.poll() is None:
-        if time.monotonic() > deadline:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-            pytest.fail(f"the job did not end within {LIMIT_S} s")
-        peak = max(peak, _memory_gb(process.pid))
-        time.sleep(3)
-    return peak
-
-
-def _memory_gb(pid: int) -> float:
-    total = 0
-    try:
-        for child in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
-            total += child.memory_full_info().pss
-    except psutil.Error:
-        pass
-    return total / 2**30
+def start(folder: Path, *overrides: str) -> Job:
+    common = [*SMALL, f"trainer.total_training_steps={STEPS}", "trainer.val_before_train=false"]
+    return Job(folder, *common, *overrides, limit_s=1200).succeed()
 
 
 @pytest.fixture(scope="module")
 def job(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    folder = tmp_path_factory.mktemp("job") / "run"
-    folder.mkdir()
-    return Job(folder, f"trainer.save_freq={RESUMED_AFTER}", "trainer.val_before_train=false")
+    return start(tmp_path_factory.mktemp("job") / "run", f"trainer.save_freq={RESUMED_AFTER}")
 
 
 def test_the_run_trains(job: Job) -> None:
@@ -110,10 +64,8 @@ def test_the_run_leaves_nothing_behind_and_fits(job: Job) -> None:
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(job: Job, tmp_path: Path) -> None:
     checkpoint = job.folder / f"global_step_{RESUMED_AFTER}"
     assert json.loads((checkpoint / "wavalign.json").read_text())["mixing"]["average"] > 0
-    folder = tmp_path / "resumed"
-    folder.mkdir()
     where = [f"trainer.resume_from_path={checkpoint}", "trainer.resume_mode=resume_path"]
-    resumed = Job(folder, *where, "trainer.save_freq=-1", "trainer.val_before_train=false")
+    resumed = start(tmp_path / "resumed", *where, "trainer.save_freq=-1")
     assert sorted(resumed.metrics) == [STEPS]
     after, whole = resumed.metrics[STEPS], job.metrics[STEPS]
     assert [r["question_audio"] for r in resumed.rollouts(STEPS)] == [r["question_audio"] for r in job.rollouts(STEPS)]

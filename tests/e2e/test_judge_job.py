@@ -1,6 +1,5 @@
 """A job whose judge fails in three of ten requests goes on, says how many scores are missing, and shows no key."""
 
-import importlib.util
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from threading import Lock, Thread
 from typing import Any
 
 import pytest
+from jobs import SMALL, Job
 
 from wavalign_ext.report import main as report
 
@@ -55,19 +55,14 @@ class Judge(BaseHTTPRequestHandler):
 def job(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
     Thread(target=server.serve_forever, daemon=True).start()
-    spec = importlib.util.spec_from_file_location("test_job", Path(__file__).with_name("test_job.py"))
-    assert spec and spec.loader
-    jobs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(jobs)
-    folder = tmp_path_factory.mktemp("job") / "run"
-    folder.mkdir()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     endpoint = f'{{url: "{url}", api_key_env: {KEY_ENV}, retries: 0, deadline_s: 30}}'
     judge = f"{{weight: 1, aspect: holistic, model: loopback, endpoint: {endpoint}}}"
     os.environ[KEY_ENV] = KEY
     try:
         overrides = [f"trainer.total_training_steps={STEPS}", "trainer.val_before_train=false", "trainer.save_freq=-1"]
-        yield jobs.Job(folder, f"+wavalign.reward.terms.judge={judge}", *overrides)
+        folder = tmp_path_factory.mktemp("job") / "run"
+        yield Job(folder, *SMALL, f"+wavalign.reward.terms.judge={judge}", *overrides).succeed()
     finally:
         del os.environ[KEY_ENV]
         server.shutdown()

@@ -1,13 +1,10 @@
 """LoRA through the whole loop: adapters are trained by the method, and vLLM samples from what was trained."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1]))
-from jobs import Job  # noqa: E402
+from jobs import Job
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 STEPS = 3

@@ -3,7 +3,6 @@
 Needs Chromium on the path, and playwright as the driver; skips and says so where one is missing.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic_run as synthetic
 
 from wavalign_ext.report import main
 
@@ -65,11 +65,6 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of two runs, of which one says hostile things."""
-    script = Path(__file__).parents[1] / "unit" / "synthetic_run.py"
-    spec = importlib.util.spec_from_file_location("synthetic_run", script)
-    assert spec and spec.loader
-    synthetic = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(synthetic)
     folder = tmp_path_factory.mktemp("report")
     runs = [synthetic.make_run(folder / name, STEPS, seed=seed) for seed, name in enumerate(("pocket", "grpo_text"))]
     dump = runs[0] / "validation" / f"{STEPS}.jsonl"

@@ -1,12 +1,9 @@
 """Routed advantages in a job: two steps of the recipe, each rollout with a reward per route."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1]))
-from jobs import Job  # noqa: E402
+from jobs import Job
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

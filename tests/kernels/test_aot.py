@@ -1,11 +1,7 @@
 """The Triton kernels as compiled for four architectures: no GPU, no driver. See benchmarks/aot_report.py."""
 
-import importlib.util
 import os
 import re
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -14,17 +10,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are interpreted in this process, not compiled", allow_module_level=True)
 
 
-def load() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "aot_report.py"
-    spec = importlib.util.spec_from_file_location("aot_report", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+import aot_report as aot  # noqa: E402
 
-
-aot = load()
 VOCAB = 168072  # text and speech
 
 

@@ -6,7 +6,6 @@
 """
 
 import difflib
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
+from twins import build_twin
 
 RECIPES = ("wavalign_vita_audio", "wavalign_vita_audio_lora", "wavalign_vita_audio_2nodes", "wavalign_glm4_voice")
 SNAPSHOTS = Path(__file__).with_name("snapshots")
@@ -52,11 +52,7 @@ def recipes() -> dict[str, DictConfig]:
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny models with the real vocabulary, by layout: verl's model dataclass reads a folder."""
-    spec = importlib.util.spec_from_file_location("twins", Path(__file__).parents[1] / "twins.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {name: module.build_twin(name, tmp_path_factory.mktemp(name), layers=1, hidden=8) for name in HEADS}
+    return {name: build_twin(name, tmp_path_factory.mktemp(name), layers=1, hidden=8) for name in HEADS}
 
 
 def worker_config(config: DictConfig, part: str, **changed: Any) -> Any:

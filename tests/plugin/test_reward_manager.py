@@ -1,14 +1,12 @@
 """verl's reward hook: a rollout's tokens become what the terms see, and what these say becomes a row of the dump."""
 
 import asyncio
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_world
 import torch
 import yaml
 from omegaconf import OmegaConf
@@ -37,13 +35,8 @@ class Noting:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    path = Path(__file__).parents[1] / "unit" / "small_world.py"
-    spec = importlib.util.spec_from_file_location("small_world", path)
-    assert spec and spec.loader
-    sys.modules["small_world"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = module.build(tmp_path_factory.mktemp("world"))
-    module.record(made.folder / "q.wav", module.voice(1))
+    made = small_world.build(tmp_path_factory.mktemp("world"))
+    small_world.record(made.folder / "q.wav", small_world.voice(1))
     return made
 
 

@@ -5,21 +5,18 @@ import base64
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ask_vllm import vllm_logits
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-sys.path.append(str(Path(__file__).parents[1]))
-from ask_vllm import vllm_logits  # noqa: E402
-
-from wavalign_ext import convert, glm4_voice  # noqa: E402
+from wavalign_ext import convert, glm4_voice
 
 AUDIO = [f"<|audio_{code}|>" for code in range(16384)]
 VITA_NAMES = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_audio|>", "<|end_of_audio|>", *AUDIO]

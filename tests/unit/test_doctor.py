@@ -1,6 +1,5 @@
 """``wavalign doctor``: each check on something sound and on something broken; what fails says what to do."""
 
-import importlib.util
 import json
 import sys
 import threading
@@ -11,23 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_world as small
 import torch
 from omegaconf import OmegaConf
 
 from wavalign_ext import doctor
 from wavalign_ext.config import WavAlignConfig
 from wavalign_ext.doctor import FAIL, OK, SKIP, WARN, Finding, Patient
-
-
-def _helper(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec and spec.loader
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-small = _helper("small_world")
 
 
 @pytest.fixture(scope="module")

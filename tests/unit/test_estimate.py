@@ -1,31 +1,17 @@
 """The estimate counts the parameters that the model classes have, and follows what a recipe says."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import estimate
 import pytest
 import torch
 
 
-@pytest.fixture(scope="module")
-def estimate() -> Any:
-    path = Path(__file__).parents[2] / "benchmarks" / "estimate.py"
-    spec = importlib.util.spec_from_file_location("estimate", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up
-    import sys
-
-    sys.modules["estimate"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", ["vita", "glm4"])
-def test_the_parameters_are_the_classes(estimate: Any, name: str) -> None:
+def test_the_parameters_are_the_classes(name: str) -> None:
     from transformers import AutoModelForCausalLM, GlmConfig, Qwen2Config
 
     g = estimate.Geometry(**estimate.KNOWN[name])
@@ -45,7 +31,7 @@ def test_the_parameters_are_the_classes(estimate: Any, name: str) -> None:
     assert g.parameters == sum(p.numel() for p in model.parameters())
 
 
-def printed(estimate: Any, capsys: pytest.CaptureFixture, *argv: str) -> str:
+def printed(capsys: pytest.CaptureFixture, *argv: str) -> str:
     assert estimate.main(list(argv)) == 0
     return capsys.readouterr().out
 
@@ -56,26 +42,24 @@ def total(text: str, phase: str) -> float:
     return float(found[1])
 
 
-def test_a_recipe_is_estimated(
-    estimate: Any, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_recipe_is_estimated(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
-    text = printed(estimate, capsys, "--recipe", "wavalign_vita_audio")
+    text = printed(capsys, "--recipe", "wavalign_vita_audio")
     assert "an estimate from the geometry, not a measurement" in text
     assert "8 GPUs of 80 GB" in text and "MFU 0.4" in text and "fits in 80" in text
-    one = printed(estimate, capsys, "--recipe", "wavalign_vita_audio", "trainer.n_gpus_per_node=2")
+    one = printed(capsys, "--recipe", "wavalign_vita_audio", "trainer.n_gpus_per_node=2")
     assert total(one, "training") > total(text, "training") > 20
-    assert "DOES NOT FIT" in printed(estimate, capsys, "--recipe", "wavalign_glm4_voice", "--gpu-gb", "24")
+    assert "DOES NOT FIT" in printed(capsys, "--recipe", "wavalign_glm4_voice", "--gpu-gb", "24")
 
     sizes = dict(num_hidden_layers=2, hidden_size=64, intermediate_size=128, num_attention_heads=2)
     (tmp_path / "config.json").write_text(json.dumps(sizes | dict(num_key_value_heads=1, vocab_size=100)))
-    assert "0.00 billion parameters" in printed(estimate, capsys, "--model", str(tmp_path))
+    assert "0.00 billion parameters" in printed(capsys, "--model", str(tmp_path))
     with pytest.raises(SystemExit):
         estimate.main(["--recipe", "wavalign"])
     assert "give --model a folder" in capsys.readouterr().err
 
 
-def test_help(estimate: Any, capsys: pytest.CaptureFixture) -> None:
+def test_help(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         estimate.main(["--help"])
     assert stopped.value.code == 0

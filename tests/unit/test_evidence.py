@@ -1,19 +1,12 @@
 """The comparison's machinery: its plan, its noise, its intervals, and tables that leave no run out."""
 
 import asyncio
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-from evidence import bootstrap, plan  # noqa: E402
-
-sys.path.insert(0, str(BENCHMARKS / "evidence"))
-import noisy_reward  # noqa: E402  (registers the term, as a job does by its module's name)
+from evidence import bootstrap, noisy_reward, plan
 
 
 def test_the_plan_has_every_recipe_with_every_seed_and_the_noisy_pair() -> None:

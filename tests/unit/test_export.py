@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from ask_vllm import vllm_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-sys.path.append(str(Path(__file__).parents[1]))
-from ask_vllm import vllm_logits  # noqa: E402
-
-from wavalign_ext import export  # noqa: E402
-from wavalign_ext.layout import load_layout  # noqa: E402
+from wavalign_ext import export
+from wavalign_ext.layout import load_layout
 
 LAYOUT = {
     "name": "small",

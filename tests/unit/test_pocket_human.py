@@ -1,10 +1,10 @@
 """A person's recording through the way of a user's question: file, units, prompt, answer. See tests/human.py."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+from human import recordings
 
 from wavalign_ext.asr import load_recognizer, word_error_rate
 from wavalign_ext.codec import load_audio
@@ -18,11 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.spec_from_file_location("human", Path(__file__).parents[1] / "human.py")
-    assert spec and spec.loader
-    human = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(human)
-    said = human.recordings(tmp_path_factory.mktemp("human"))
+    said = recordings(tmp_path_factory.mktemp("human"))
     return next(path for path, words in said.items() if words == WORDS)
 
 

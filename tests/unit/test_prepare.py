@@ -1,10 +1,8 @@
 """``wavalign prepare`` as a command: broken recordings, resuming, repeating, conversations, and what verl gets."""
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,21 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+import small_world as small
 
 from wavalign_ext.prepare import encode
 from wavalign_ext.prepare.command import main
 from wavalign_ext.prepare.encode import Encoder, Job
-
-
-def _helper(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec and spec.loader
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-small = _helper("small_world")
 
 
 @pytest.fixture(scope="module")

@@ -1,30 +1,18 @@
 """verl's dataset on what ``wavalign prepare`` writes, and on rows that still hold recordings."""
 
-import importlib.util
 import io
-import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+import small_world as small
 import soundfile
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from wavalign_ext.prepare.command import main
-
-
-def _helper(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec and spec.loader
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-small = _helper("small_world")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import importlib.util
 import io
 import json
 import math
@@ -15,6 +14,7 @@ import numpy as np
 import pandas
 import pytest
 import soundfile
+import synthetic_run as synthetic
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
@@ -23,17 +23,6 @@ from wavalign_ext.report.answers import outside_in, pick, spread
 
 STEPS = 10
 HOSTILE = ["<script>window.hacked = 1</script>", "</script><img src=x onerror='window.hacked = 1'>", "<!--<script>"]
-
-
-def _synthetic() -> Any:
-    spec = importlib.util.spec_from_file_location("synthetic_run", Path(__file__).with_name("synthetic_run.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-synthetic = _synthetic()
 
 
 class Page(HTMLParser):

@@ -1,6 +1,5 @@
 """Dumps that people can read and play, and the same answers in TensorBoard."""
 
-import importlib.util
 import io
 import json
 import math
@@ -10,21 +9,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import soundfile
+import synthetic_run as synthetic
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wavalign_ext.config import SamplesConfig, WavAlignConfig
 from wavalign_ext.samples import SampleWriter
-
-
-def _synthetic() -> Any:
-    spec = importlib.util.spec_from_file_location("synthetic_run", Path(__file__).with_name("synthetic_run.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-synthetic = _synthetic()
 
 
 def write(folder: Path, board: Path | None, steps: tuple[int, ...] = (0, 5)) -> None:
