@@ -5,6 +5,7 @@ What breaks on a real model because of an id, a template or a size breaks on its
 """
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from wavalign_ext.layout import Layout, load_layout
+from wavalign_ext.layout import Layout, ResolvedLayout, load_layout
+from wavalign_ext.turns import BEGIN, CODE, END, EOS, NEVER, TEXT, kinds_of_ids
 
 CODES = 16384
+TEMPERATURE = 0.7  # of the recipes' rollouts
 QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -102,7 +105,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
 
     twin = TWINS[name]
     tokenizer = _tokenizer(twin, folder)
-    twin_layout(name).resolve(tokenizer, twin.vocab_size)
+    layout = twin_layout(name).resolve(tokenizer, twin.vocab_size)
     torch.manual_seed(seed)
     sizes: dict[str, Any] = dict(
         vocab_size=twin.vocab_size,
@@ -121,6 +124,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
         model: Any = GlmForCausalLM(GlmConfig(**sizes, head_dim=hidden // 2))
     else:
         model = Qwen2ForCausalLM(Qwen2Config(**sizes))
+    _speak(model, layout)
     model.save_pretrained(folder)
     return folder
 
@@ -153,6 +157,26 @@ def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int
         )
     pandas.DataFrame(table).to_parquet(path)
     return path
+
+
+def _speak(model: Any, layout: ResolvedLayout) -> None:
+    """Let a random model say letters, codes, boundaries and ends, of which its vocabulary has 256, 16384, 2 and 1.
+
+    The first number of every embedding outweighs the others, so that after the last norm it is √hidden; the head's
+    first column is then a bias, by the kind of the token.
+    """
+    import torch
+
+    share = {TEXT: 4.0, CODE: 4.0, BEGIN: 4.0, END: 1.0, EOS: 0.3}
+    with torch.no_grad():
+        head, embedding = model.lm_head.weight, model.get_input_embeddings().weight
+        embedding[:, 0] = 1.0
+        kinds = torch.tensor(kinds_of_ids(layout, len(head)))
+        kinds[256:][kinds[256:] == TEXT] = NEVER  # names and fillers
+        bias = torch.full((len(head),), -20.0)
+        for kind, weight in share.items():
+            bias[kinds == kind] = math.log(weight / max(int((kinds == kind).sum()), 1))
+        head[:, 0] = TEMPERATURE * bias / head.shape[1] ** 0.5
 
 
 def _tokenizer(twin: Twin, folder: Path) -> PreTrainedTokenizerFast:

@@ -23,7 +23,7 @@ def route_rewards(
         known = [(weights[name], score) for name in names if (score := scores[name]) is not None]
         complete = len(known) == len(names)
         total = sum(weight for weight, _ in known)
-        found[f"reward_{route}"] = sum(weight * score for weight, score in known) / total if complete else None
+        found[f"reward_{route}"] = sum(weight / total * score for weight, score in known) if complete else None
     return found
 
 
