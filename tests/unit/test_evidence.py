@@ -1,12 +1,14 @@
 """The comparison's machinery: its plan, its noise, its intervals, and tables that leave no run out."""
 
 import asyncio
+import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
-from evidence import bootstrap, noisy_reward, plan
+from evidence import bootstrap, plan
 
 
 def test_the_plan_has_every_recipe_with_every_seed_and_the_noisy_pair() -> None:
@@ -32,9 +34,11 @@ def test_a_single_seed_and_missing_values_are_counted() -> None:
     assert (found.mean, found.seeds, found.answers) == (pytest.approx(2 / 3), 1, 3)
 
 
-def test_noise_hits_its_share_and_hits_the_same_answers_again(answer: object) -> None:
-    from dataclasses import replace
+def test_noise_hits_its_share_and_hits_the_same_answers_again(answer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wavalign_ext.rewards import registry
 
+    monkeypatch.setattr(registry, "_TERMS", dict(registry._TERMS))  # importing the module registers its term
+    noisy_reward = importlib.import_module("evidence.noisy_reward")
     terms = {"semantic": {"weight": 1, "mode": "exact"}}
     noisy = noisy_reward.Noisy((1.0, 5.0), terms, share=0.3, seed=1)
     asked = [replace(answer, speech_codes=(number,)) for number in range(400)]  # type: ignore[type-var]
