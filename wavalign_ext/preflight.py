@@ -23,11 +23,14 @@ RAW_CHECKED = 8  # rows of a file whose recordings are encoded here; a run encod
 class Preflight(Callback):
     """``hydra.callbacks.wavalign`` of every WavAlign recipe."""
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Before Hydra writes this start's configuration over that of a run that has ended."""
+        _stop_if_finished(config)
+
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Check ``config`` whole. Ends the process with one line on the first thing that cannot work."""
         try:
             wav = check_config(config)
-            _stop_if_finished(config)
             _export_environment(config)
             _build_pocket(config)
             tokenizer = check_model(config, wav)
@@ -48,10 +51,11 @@ def _stop_if_finished(config: DictConfig) -> None:
     latest = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"  # written by verl
     if trainer.resume_mode != "auto" or trainer.total_training_steps is None or not latest.is_file():
         return
-    if int(latest.read_text()) >= trainer.total_training_steps:
+    if (done := int(latest.read_text())) >= trainer.total_training_steps:
         print(
-            f"wavalign: {trainer.default_local_dir} has all of its {trainer.total_training_steps} steps. To go on, "
-            "raise trainer.total_training_steps; to start anew, give trainer.experiment_name=NAME",
+            f"wavalign: {trainer.default_local_dir} has {done} steps and trainer.total_training_steps="
+            f"{trainer.total_training_steps} asks for no more. To go on, raise it above {done}; to start anew, give "
+            "trainer.experiment_name=NAME",
             flush=True,
         )
         raise SystemExit(0)

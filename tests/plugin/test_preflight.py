@@ -88,11 +88,11 @@ def test_the_default_passes(pocket: Path, capsys: pytest.CaptureFixture) -> None
 def test_a_finished_run_ends_well_and_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from wavalign_ext.preflight import Preflight
 
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("30")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
     with pytest.raises(SystemExit) as caught:
-        Preflight().on_job_start(composed(f"trainer.default_local_dir={tmp_path}"))
+        Preflight().on_run_start(composed(f"trainer.default_local_dir={tmp_path}"))
     assert caught.value.code == 0
-    assert "all of its 30 steps" in capsys.readouterr().out
+    assert "raise it above 40" in capsys.readouterr().out
 
 
 def edited_rows(pocket: Path, folder: Path, edit: dict) -> str:

@@ -44,6 +44,8 @@ class Endpoint:
     backoff_s: float = 0.5
 
     def __post_init__(self) -> None:
+        if str(self.url) == "???":  # Hydra's mark of a value that must be given
+            raise ValueError("judge endpoint.url is not given: the API's root, as in https://host/v1")
         parts = urlsplit(str(self.url))
         if "@" in str(self.url) or parts.query:  # not shown
             raise ValueError("judge endpoint.url has credentials or a query in it: put the key into api_key_env")
