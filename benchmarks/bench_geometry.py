@@ -75,7 +75,7 @@ def step(model: Any, head: str, tokens: int, share: float) -> float:
             _entropy = -(torch.softmax(logits, -1) * torch.log_softmax(logits, -1)).sum(-1)
     loss = -(logp * weights * active).sum() / active.sum()
     loss.backward()
-    return float(loss)
+    return loss.item()
 
 
 def worker(options: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ def test_two_steps(name: str, held: bool, tmp_path: Path) -> None:
         f"actor_rollout_ref.rollout.top_p={0.9 if held else 1.0}",
         *SMALL,
         *TWINS[name].overrides,
-        limit_s=300,
+        limit_s=600,
         VERL_USE_EXTERNAL_MODULES="twin_parts",
     ).succeed()
     print(f"{name}: {job.wall_s:.0f} s")
