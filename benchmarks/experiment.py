@@ -8,18 +8,18 @@ listed. Writes benchmarks/results/evidence_*.csv, docs/images/evidence_*.png and
 """
 
 import argparse
-import asyncio
-import shutil
+import multiprocessing
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas
-from evidence.plan import RECIPES, SEEDS, Run, runs, train
+from evidence.plan import RECIPES, SEEDS, STEPS, Run, runs, train
+from evidence.study import be_quiet, judge, rows_of
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 RESULTS, SEEN_ROWS = ROOT / "benchmarks" / "results", 48
-TABLES = ("runs", "answers", "curves", "channels", "prompts")
 
 
 def validation_files(out: Path) -> list[Path]:
@@ -35,70 +35,49 @@ def validation_files(out: Path) -> list[Path]:
 
 
 def run_all(arguments: argparse.Namespace) -> None:
-    """Train and judge every run, then diagnose the joint ones; rewrites the CSV files after each run."""
-    from evidence.measure import Judges, answers, curves, read_questions, summary
-
+    """Train every run; one that is trained is judged while the next one trains. CSV files are rewritten each time."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     files = validation_files(out)
-    questions, judges = read_questions(files), Judges()
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     plan = runs(tuple(arguments.recipes), tuple(arguments.seeds), not arguments.no_noise)
-    with tqdm(plan, "runs", unit="run") as progress:
-        for run in progress:
-            progress.set_postfix_str(run.name)
-            folder = out / run.name
-            name = run.name
-            failure = train(
-                run, arguments.steps, folder, files, lambda step, n=name: progress.set_postfix_str(f"{n}, step {step}")
-            )
-            ends = [] if failure else [0] * (run.recipe == RECIPES[0]) + [arguments.steps]
-            for step in ends:
-                found["answers"] += asyncio.run(answers(run, folder, step, judges, questions))
-                found["runs"].append(summary(run, folder, step, arguments.steps, ""))
-            if failure:
-                found["runs"].append(summary(run, folder, arguments.steps, arguments.steps, failure))
-            else:
-                found["curves"] += curves(run, folder)
-                if run.recipe == "grpo_joint":
-                    _diagnose(run, folder, found)
-            write(found)
+    failures: dict[Run, str] = {}
+    judged: dict[Run, Future[None]] = {}
+    # One process of its own: models that judge must not inherit the threads of this one, and give way to training.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), be_quiet) as pool:
+        with tqdm(plan, "runs", unit="run") as progress:
+            for run in progress:
+
+                def show(step: int, name: str = run.name) -> None:
+                    progress.set_postfix_str(f"{name}, step {step}")
+
+                failures[run] = train(run, arguments.steps, out / run.name, files, show)
+                if not failures[run]:
+                    judged[run] = pool.submit(judge, run, out / run.name, arguments.steps, files)
+                _write(failures, {r: f for r, f in judged.items() if f.done()}, arguments)
+        print("judging the last answers")
+    _write(failures, judged, arguments)
 
 
-def _diagnose(run: Run, folder: Path, found: dict[str, list[dict[str, Any]]]) -> None:
-    from evidence.channels import diagnose
-
-    from wavalign_ext.export import export
-    from wavalign_ext.pocket import pocket_dir
-
-    steps = sorted(int(path.name.rsplit("_", 1)[1]) for path in folder.glob("global_step_*"))
-    for step in [0, *steps]:
-        kept = folder / f"channels_{step}.json"
-        if not kept.is_file():
-            model = folder / "exported" if step else pocket_dir() / "model"
-            if step:
-                shutil.rmtree(model, ignore_errors=True)
-                export(folder, model, step)
-            pandas.Series(diagnose(model, run.seed)).to_json(kept)
-        rows = pandas.read_json(kept, typ="series")
-        who = {"recipe": run.recipe, "seed": run.seed, "step": step}
-        found["channels"] += [who | row for row in rows["step"]]
-        found["prompts"] += [who | row for row in rows["prompts"]]
-
-
-def write(found: dict[str, list[dict[str, Any]]]) -> None:
+def _write(failures: dict[Run, str], judged: dict[Run, "Future[None]"], arguments: argparse.Namespace) -> None:
     """The CSV files, whole, so that an early stop leaves true ones."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run, failure in failures.items():
+        if run in judged:
+            judged[run].result()  # raises what judging raised
+        elif not failure:
+            continue
+        for name, rows in rows_of(run, arguments.out / run.name, arguments.steps, failure).items():
+            found.setdefault(name, []).extend(rows)
     RESULTS.mkdir(exist_ok=True)
     for name, rows in found.items():
-        if rows:
-            pandas.DataFrame(rows).to_csv(RESULTS / f"evidence_{name}.csv", index=False, float_format="%.6g")
+        pandas.DataFrame(rows).to_csv(RESULTS / f"evidence_{name}.csv", index=False, float_format="%.6g")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "tables"), default="all", help="default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "experiment", help="folder of the runs")
-    parser.add_argument("--steps", type=int, default=30, help="optimiser steps of every run")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"optimiser steps of every run, default {STEPS}")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
     parser.add_argument("--no-noise", action="store_true", help="leave out the runs with 30%% random rewards")

@@ -19,6 +19,7 @@ from wavalign_ext.codecs import load_codec
 from wavalign_ext.config import WavAlignConfig
 from wavalign_ext.layout import load_layout
 from wavalign_ext.rewards import RewardResult, SpokenAnswer, build_terms
+from wavalign_ext.rewards.models import ModelThread
 from wavalign_ext.routes import route_rewards
 
 
@@ -34,6 +35,7 @@ class SpokenRewardManager(RewardManagerBase):
         self.layout = load_layout(self.wav.layout).resolve(tokenizer)
         self.codec = load_codec(self.wav.codec)
         self.mix = build_terms(self.wav.reward.terms, self.wav.reward.scale)
+        self._decoding = ModelThread()
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Score one rollout: ``{"reward_score": float or NaN, "reward_extra_info": {...}}``."""
@@ -41,7 +43,7 @@ class SpokenRewardManager(RewardManagerBase):
         length = item.batch["responses"].shape[-1]
         valid = int(item.batch["attention_mask"][-length:].sum())
         ids = item.batch["responses"][:valid].tolist()
-        answer = await self.loop.run_in_executor(None, self._answer, ids, item.non_tensor_batch)
+        answer = await self._decoding.call(self._answer, ids, item.non_tensor_batch)
         result = await self.mix(answer)
         score = math.nan if result.total is None else result.total
         info = item.non_tensor_batch.get("extra_info", {})

@@ -39,6 +39,8 @@ from wavalign_ext.watchdog import watching
 from wavalign_ext.weights import modality_masks
 
 STATE_FILE = "wavalign.json"
+# verl looks for finished rollouts every 2 s: half of that is lost in every step, and a step of a small model has 6.
+POLL_S = 0.2
 
 
 @register_trainer("wavalign")
@@ -59,6 +61,7 @@ class WavAlignTrainer(PPOTrainerSync):
 
     def _setup(self) -> None:
         super()._setup()
+        self.replay_buffer.poll_interval = POLL_S
         actor = self.config.actor_rollout_ref.actor
         coefficients = LossCoefficients(
             clip_low=actor.clip_ratio_low,

@@ -1,6 +1,7 @@
 """Terms that rate the voice: how good it sounds, and whose it is. Both need optional packages."""
 
 import contextlib
+import hashlib
 import io
 from typing import Any
 
@@ -59,6 +60,8 @@ class Speaker:
         self.scale, self.other, self._thread = scale, float(other), ModelThread()
         self._resemblyzer: Any = optional_module("resemblyzer", "speaker", "resemblyzer webrtcvad-wheels librosa")
         self._encoder = self._resemblyzer.VoiceEncoder(device, verbose=False)
+        # The rollouts of a prompt share an anchor, and a prompt comes again: half of the work.
+        self._anchors: dict[bytes, np.ndarray | None] = {}
 
     async def score(self, answer: SpokenAnswer) -> float:
         """Notes ``likeness``. Raises :class:`TermFailed`: the row has no reference voice."""
@@ -66,7 +69,7 @@ class Speaker:
             raise TermFailed("speaker: the row has no anchor recording (extra_info.answer_audio)")
         if answer.wave is None or not answer.has_speech:
             return self.scale[0]
-        wanted = await self._thread.call(self._voice, answer.reference_wave, answer.sample_rate)
+        wanted = await self._thread.call(self._anchor, answer.reference_wave, answer.sample_rate)
         if wanted is None:
             raise TermFailed("speaker: the anchor recording has no voice in it")
         found = await self._thread.call(self._voice, answer.wave, answer.sample_rate)
@@ -75,6 +78,12 @@ class Speaker:
         likeness = float(wanted @ found)
         answer.notes["likeness"] = likeness
         return on_scale((likeness - self.other) / (1 - self.other), self.scale)
+
+    def _anchor(self, wave: np.ndarray, rate: int) -> np.ndarray | None:
+        known = hashlib.sha256(np.ascontiguousarray(wave).tobytes()).digest()
+        if known not in self._anchors:
+            self._anchors[known] = self._voice(wave, rate)
+        return self._anchors[known]
 
     def _voice(self, wave: np.ndarray, rate: int) -> np.ndarray | None:
         """A unit vector; None where no voice is found."""
