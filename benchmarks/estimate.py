@@ -124,7 +124,7 @@ class Run:
 
 def memory(g: Geometry, run: Run, gpu_gb: float, overhead_gb: float) -> dict[str, dict[str, float]]:
     """GB per GPU, part by part, while training and while rolling out."""
-    from wavalign_kernels.chunked import CHUNK_BYTES, LOGIT_ROWS
+    from wavalign_kernels.chunked import CHUNK_BYTES
 
     trained = g.adapters(run.lora_rank) if run.lora_rank else g.parameters
     weights = g.parameters * run.weight_bytes / run.shards + (4 * trained if run.lora_rank else 0)
@@ -132,7 +132,7 @@ def memory(g: Geometry, run: Run, gpu_gb: float, overhead_gb: float) -> dict[str
     tokens, root = run.tokens_per_pass, 2 * g.embedding
     inner = 3 * g.hidden + (g.heads + 2 * g.kv_heads) * g.head_size + 3 * g.mlp
     gathered = 0 if run.lora_rank and run.shards == 1 else 2 * (root + 2 * g.layer)
-    head = g.vocabulary * (CHUNK_BYTES["cuda"] + 4 * LOGIT_ROWS["cuda"]) + (0 if run.lora_rank else 4 * g.embedding)
+    head = g.vocabulary * 3 * CHUNK_BYTES["cuda"] + (0 if run.lora_rank else 4 * g.embedding)
     training = {
         "weights": weights,
         "gradients": 4 * trained / run.shards,

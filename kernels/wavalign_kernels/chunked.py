@@ -1,8 +1,8 @@
 """The chunk loop: logits of C active rows, one row step over them, two products. The row step is a parameter.
 
 Work: 2·A·H·V for statistics, 6·A·H·V with the gradient of a known loss, 4·A·H·V + 2·A·H·V for a later backward.
-Scratch: C·V dlogits, which take the place of logits in the same dtype; where logits are wider, a part of the chunk's
-rows at a time. Plus the accumulators. [T, V] never exists.
+Scratch: C·V dlogits, which take the place of logits in the same dtype; wider logits beside them on an accelerator, a
+few columns of these on a CPU (`tiles`). Plus the accumulators. [T, V] never exists.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,16 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import matmul
+from . import matmul, tiles, torch_rows
 from .rows import LossRows, Rows, RowStats, Slopes
 
 CHUNK_BYTES = {"cpu": 2560, "cuda": 4096}
 """Dlogits of a chunk, per vocabulary entry: enough rows that the products run at full speed and that the accumulator dW
 is seldom read and written (CPU 640 rows of fp32 or 1280 of bf16, accelerators 2048 of bf16)."""
-
-LOGIT_ROWS = {"cpu": 224, "cuda": 2048}
-"""Where dlogits have a narrower dtype than logits, so many rows of logits exist at a time. Fewer rows widen the weight
-more often, more rows take memory."""
 
 RowStep = Callable[..., None]
 
@@ -71,7 +67,9 @@ def sweep(
     """One pass over the active rows. Fills `stats` unless `slopes` are given; returns gradients if wanted."""
     hidden, weight, device = head.hidden, head.weight, head.hidden.device
     wide = matmul.wide_dtype(hidden.dtype)
-    operand = matmul.operand_dtype(hidden.dtype, device) if want else wide
+    by_tiles = step is torch_rows.step and hidden.dtype == torch.bfloat16 and matmul.cpu_multiplies_bf16()
+    by_tiles = by_tiles and device.type == "cpu"
+    operand = matmul.operand_dtype(hidden.dtype, device) if want or by_tiles else wide
     count, vocab = len(rows.index), weight.shape[0]
     chunks = list(spans(count, head.chunk_rows or CHUNK_BYTES[device.type] // operand.itemsize))
     tall = max((b - a for a, b in chunks), default=0)
@@ -80,22 +78,18 @@ def sweep(
     dw_dtype = matmul.accumulator_dtype(operand, device, len(chunks))
     dw = torch.empty(weight.shape, dtype=dw_dtype, device=device) if want.weight else None
     db = torch.zeros(vocab, dtype=wide, device=device) if want.bias else None
-    d_all = torch.empty(tall, vocab, dtype=operand, device=device)
+    d_all = torch.empty(tall if want or not by_tiles else 0, vocab, dtype=operand, device=device)
     for a, b in chunks:
         h = hidden[rows.index[a:b]].to(matmul.operand_dtype(hidden.dtype, device))
-        d, parts = d_all[: b - a], [(0, b - a)]
-        z_all = d
-        if operand != wide:
-            parts = list(spans(b - a, LOGIT_ROWS[device.type]))
-            z_all = torch.empty(max(j - i for i, j in parts), vocab, dtype=wide, device=device)
-        for i, j in parts:
-            z, part = z_all[: j - i], rows.part(a + i, a + j)
-            matmul.logits_into(z, h[i:j], weight)
-            out = None if not want else z if operand == wide else d[i:j]
-            cut = None if slopes is None else slopes.part(a + i, a + j)
-            cost = None if loss is None else loss.part(a + i, a + j)
-            step(z, out, part, bias, stats.part(a + i, a + j), slopes=cut, loss=cost, entropy=entropy)
-        del z, z_all  # before dW comes to life
+        d = d_all[: b - a]
+        rest = (d if want else None, rows.part(a, b), bias, stats.part(a, b))
+        cut = {name: None if c is None else c.part(a, b) for name, c in (("slopes", slopes), ("loss", loss))}
+        if by_tiles:
+            tiles.step(h, weight, *rest, **cut, entropy=entropy)
+        else:
+            z = d if operand == wide else torch.empty(b - a, vocab, dtype=wide, device=device)
+            step(matmul.logits_into(z, h, weight), *rest, **cut, entropy=entropy)
+            del z  # before dW comes to life
         if dh is not None:
             dh.index_copy_(0, rows.index[a:b], matmul.dhidden(d, weight).to(dh.dtype))
         if dw is not None:

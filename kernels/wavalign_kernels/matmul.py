@@ -33,8 +33,8 @@ def accumulator_dtype(operand: torch.dtype, device: torch.device, chunks: int) -
     return operand if chunks == 1 and device.type == "cpu" else wide_dtype(operand)
 
 
-def logits_into(z: Tensor, h: Tensor, weight: Tensor) -> None:
-    """z = h @ weight.T  # (C, V) wide, (C, H), (V, H)"""
+def logits_into(z: Tensor, h: Tensor, weight: Tensor) -> Tensor:
+    """z = h @ weight.T, returned  # (C, V) wide, (C, H), (V, H)"""
     if h.dtype == weight.dtype == z.dtype:
         torch.mm(h, weight.T, out=z)
     elif h.device.type == "cuda" and h.dtype == weight.dtype:
@@ -44,6 +44,12 @@ def logits_into(z: Tensor, h: Tensor, weight: Tensor) -> None:
         with _exact_products(weight.dtype):
             for a, b, slab in _wide_slabs(weight, z.dtype):
                 torch.mm(wide, slab.T, out=z[:, a:b])
+    return z
+
+
+def slab_rows(weight: Tensor, dtype: torch.dtype) -> int:
+    """How many rows of the weight make a slab once they are widened to dtype."""
+    return max(1, min(len(weight), SLAB_BYTES // (weight.shape[1] * dtype.itemsize)))
 
 
 def dhidden(d: Tensor, weight: Tensor) -> Tensor:
@@ -86,9 +92,8 @@ def _dweight_by_slabs(dw: Tensor, d: Tensor, h: Tensor, first: bool) -> None:
 
 def _wide_slabs(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
     """Yield (a, b, weight[a:b] in dtype), one buffer for all."""
-    vocab, width = weight.shape
-    step = max(1, min(vocab, SLAB_BYTES // (width * dtype.itemsize)))
-    buffer = torch.empty(step, width, dtype=dtype, device=weight.device)
+    vocab, step = len(weight), slab_rows(weight, dtype)
+    buffer = torch.empty(step, weight.shape[1], dtype=dtype, device=weight.device)
     for a in range(0, vocab, step):
         b = min(a + step, vocab)
         yield a, b, buffer[: b - a].copy_(weight[a:b])

@@ -25,7 +25,7 @@ def step(
 ) -> None:
     """Statistics, statistics and dlogits of `loss`, or dlogits of `slopes` (statistics known)."""
     count, vocab = z.shape
-    height = max(1, min(count, BLOCK_BYTES[z.device.type] // (vocab * z.element_size())))
+    height = block_rows(z)
     scratch = torch.empty(height, vocab, dtype=z.dtype, device=z.device)
     blocks = [slice(a, min(a + height, count)) for a in range(0, count, height)]
     y = rows.targets[:, None]
@@ -43,7 +43,7 @@ def step(
         if slopes is None:
             sums.append(_softmax(x, scratch[: len(x)], y[at], entropy or loss is not None, scale_only))
     if slopes is None:
-        total = _record(stats, *(torch.cat(column) for column in zip(*sums, strict=True)))
+        total = record(stats, *(torch.cat(column) for column in zip(*sums, strict=True)))
         offset = total.log()[:, 0]  # x holds z − m by now
         if scale_only:
             share = 1 / total if inverse is None else inverse / total
@@ -59,11 +59,16 @@ def step(
         if scale_only:
             x.mul_(-a[at])
         else:
-            _gradient(x, scratch[: len(x)], offset[at], stats.entropy[at], a[at], None if b is None else b[at])
+            gradient_into(x, scratch[: len(x)], offset[at], stats.entropy[at], a[at], None if b is None else b[at])
         if d is not z:
             d[at] = x
     # Not scatter_, which copies all of a bf16 matrix.
-    d[torch.arange(count, device=d.device), rows.targets] = _at_target(stats, slopes, rows.inv_temperature).to(d.dtype)
+    d[torch.arange(count, device=d.device), rows.targets] = at_target(stats, slopes, rows.inv_temperature).to(d.dtype)
+
+
+def block_rows(z: Tensor) -> int:
+    """How many rows of z make a block."""
+    return max(1, min(len(z), BLOCK_BYTES[z.device.type] // (z.shape[1] * z.element_size())))
 
 
 def _softmax(x: Tensor, scratch: Tensor, y: Tensor, entropy: bool, keep_exp: bool) -> tuple[Tensor, ...]:
@@ -81,10 +86,10 @@ def _softmax(x: Tensor, scratch: Tensor, y: Tensor, entropy: bool, keep_exp: boo
     others = e.sum(-1, keepdim=True)
     if not entropy:
         return top, x_y, others
-    return top, x_y, others, torch.mul(shifted, e, out=scratch).sum(-1, keepdim=True)
+    return top, x_y, others, torch.linalg.vecdot(shifted, e)[:, None]
 
 
-def _record(stats: RowStats, top: Tensor, x_y: Tensor, others: Tensor, energy: Tensor | None = None) -> Tensor:
+def record(stats: RowStats, top: Tensor, x_y: Tensor, others: Tensor, energy: Tensor | None = None) -> Tensor:
     """The statistics from the sums of `_softmax`; returns S.  # (C, 1)"""
     e_y = x_y.exp()
     total = others + e_y
@@ -97,7 +102,7 @@ def _record(stats: RowStats, top: Tensor, x_y: Tensor, others: Tensor, energy: T
     return total
 
 
-def _gradient(x: Tensor, scratch: Tensor, offset: Tensor, entropy: Tensor, a: Tensor, b: Tensor | None) -> None:
+def gradient_into(x: Tensor, scratch: Tensor, offset: Tensor, entropy: Tensor, a: Tensor, b: Tensor | None) -> None:
     """x becomes −p (a + b (log p + H)), log p = x − offset; the target's entry is left wrong."""
     x.sub_(offset[:, None])
     if b is None:
@@ -107,7 +112,7 @@ def _gradient(x: Tensor, scratch: Tensor, offset: Tensor, entropy: Tensor, a: Te
         x.add_(entropy[:, None]).mul_(-b).sub_(a).mul_(scratch)
 
 
-def _at_target(s: RowStats, slopes: Slopes, inverse: Tensor | None) -> Tensor:
+def at_target(s: RowStats, slopes: Slopes, inverse: Tensor | None) -> Tensor:
     """a·(1 − p_y) − b·p_y (log p_y + H), over the temperature.  # (C,)"""
     value = slopes.logp * s.miss
     if slopes.entropy is not None:

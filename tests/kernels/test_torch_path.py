@@ -23,10 +23,12 @@ def same_numbers_every_time():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=[True, False], ids=["bf16 units", "no bf16 units"])
+@pytest.fixture(params=[True, False, "narrow"], ids=["bf16 units", "no bf16 units", "bf16 units, narrow tiles"])
 def both_kinds_of_cpu(request, monkeypatch):
     """Whichever this one is: without the units the switch for them changes nothing but speed."""
-    monkeypatch.setattr(matmul, "cpu_multiplies_bf16", lambda: request.param)
+    monkeypatch.setattr(matmul, "cpu_multiplies_bf16", lambda: bool(request.param))
+    if request.param == "narrow":
+        monkeypatch.setattr(matmul, "SLAB_BYTES", 1 << 12)
 
 
 def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
