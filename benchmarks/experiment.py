@@ -1,6 +1,7 @@
 """The paper's comparison in small: recipes × seeds on the pocket model, judged on held-out questions.
 
-    python benchmarks/experiment.py           train, judge, diagnose, then tables and figures; goes on where it was
+    python benchmarks/experiment.py           train, judge, diagnose, then tables and figures; goes on where it was.
+                                              Ctrl-C ends training; what is trained is still judged and stored
     python benchmarks/experiment.py tables    tables and figures again from the stored CSV files
 
 Every run starts from the same checkpoint with the same number of rollouts and optimiser steps; a run that failed is
@@ -44,16 +45,18 @@ def run_all(arguments: argparse.Namespace) -> None:
     judged: dict[Run, Future[None]] = {}
     # One process of its own: models that judge must not inherit the threads of this one, and give way to training.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), be_quiet) as pool:
-        with tqdm(plan, "runs", unit="run") as progress:
-            for run in progress:
+        try:
+            for run in (progress := tqdm(plan, "runs", unit="run")):
 
-                def show(step: int, name: str = run.name) -> None:
-                    progress.set_postfix_str(f"{name}, step {step}")
+                def show(step: int, name: str = run.name, bar: Any = progress) -> None:
+                    bar.set_postfix_str(f"{name}, step {step}")
 
                 failures[run] = train(run, arguments.steps, out / run.name, files, show)
                 if not failures[run]:
                     judged[run] = pool.submit(judge, run, out / run.name, arguments.steps, files)
                 _write(failures, {r: f for r, f in judged.items() if f.done()}, arguments)
+        except KeyboardInterrupt:
+            print(f"\nno more training, {len(plan) - len(failures)} of {len(plan)} runs are left for the same command")
         print("judging the last answers")
     _write(failures, judged, arguments)
 

@@ -80,12 +80,17 @@ def train(run: Run, steps: int, folder: Path, val_files: list[Path], on_step: Ca
     metrics = folder / "metrics.jsonl"
     command = [sys.executable, "-m", "verl.trainer.main_ppo", f"+recipe={run.recipe}"]
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    environment = dict(os.environ, VERL_FILE_LOGGER_PATH=str(metrics), PYTHONPATH=path)
+    # Ray makes its workers give way to others (niceness 15), and here the judging process must give way to them.
+    environment = dict(os.environ, VERL_FILE_LOGGER_PATH=str(metrics), PYTHONPATH=path, RAY_worker_niceness="0")
     with open(folder / "job.log", "a") as log:
         process = subprocess.Popen(
             command + overrides(run, steps, folder, val_files), env=environment, stdout=log, stderr=subprocess.STDOUT
         )
-        failure = _wait(process, metrics, on_step)
+        try:
+            failure = _wait(process, metrics, on_step)
+        finally:  # not left behind when the study is interrupted
+            process.terminate()
+            process.wait()
     if not failure and not (folder / "validation" / f"{steps}.jsonl").is_file():
         failure = "no held-out answers of the last step"
     outcome.write_text(json.dumps({"steps": steps, "failure": failure}))

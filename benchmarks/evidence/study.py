@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ DIAGNOSED = "grpo_joint"
 
 
 def be_quiet() -> None:
-    """For the process that judges: the lowest priority, one thread."""
+    """For the process that judges: the lowest priority, one thread, and it outlives the Ctrl-C that ends training."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(19)
     torch.set_num_threads(1)
 
