@@ -16,11 +16,10 @@ DIAGNOSED = "grpo_joint"
 
 def be_quiet() -> None:
     """For the process that judges: the lowest priority, one thread, and it outlives the Ctrl-C that ends training."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(19)
-    torch.set_num_threads(1)
+    # For torch, which is not loaded yet; its own call would speak for the calling thread alone, and models have theirs.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @cache

@@ -90,3 +90,24 @@ def test_tables_and_figures_come_from_the_stored_files(tmp_path: Path) -> None:
     assert "- grpo_text, seed 2: exit status 1" in page and "30% of the rewards random" in page
     assert (docs / "images" / "evidence_measures.png").stat().st_size > 10_000
     assert (docs / "images" / "evidence_curves.png").is_file()
+
+
+def test_rows_of_a_run_come_from_its_folder_and_a_failed_one_says_why(tmp_path: Path) -> None:
+    import json
+
+    from evidence import study
+
+    (tmp_path / "global_step_4").mkdir()
+    steps = [{"step": s, "data": {"critic/score/mean": 3.0 + s, "timing_s/step": 9.0}} for s in (1, 2, 3, 4)]
+    steps[-1]["data"] |= {"val-anchor/nll_text": 0.1, "val-anchor/nll_speech": 0.2}
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
+    (tmp_path / "answers_4.json").write_text('[{"exact": 1.0}]')
+    for step in (0, 4):
+        (tmp_path / f"channels_{step}.json").write_text('{"step": [{"norm_text": 1}], "prompts": [{"gate": 0}, {}]}')
+    found = study.rows_of(plan.Run("grpo_joint", 2), tmp_path, 4, "")
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "runs": 1, "answers": 1, "curves": 4, "channels": 2, "prompts": 4,
+    }  # fmt: skip
+    assert (found["runs"][0]["reward_first"], found["runs"][0]["reward_last"]) == (4.0, 7.0)
+    failed = study.rows_of(plan.Run("wavalign", 2, 0.3), tmp_path / "none", 4, "exit status 1")
+    assert failed == {"runs": [{"recipe": "wavalign", "seed": 2, "noise": 0.3, "step": 4, "failure": "exit status 1"}]}
