@@ -20,7 +20,7 @@ from evidence.study import be_quiet, judge, rows_of
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-RESULTS, SEEN_ROWS = ROOT / "benchmarks" / "results", 48
+RESULTS, SEEN_ROWS, JUDGES = ROOT / "benchmarks" / "results", 48, 2
 
 
 def validation_files(out: Path) -> list[Path]:
@@ -43,8 +43,8 @@ def run_all(arguments: argparse.Namespace) -> None:
     plan = runs(tuple(arguments.recipes), tuple(arguments.seeds), not arguments.no_noise)
     failures: dict[Run, str] = {}
     judged: dict[Run, Future[None]] = {}
-    # One process of its own: models that judge must not inherit the threads of this one, and give way to training.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), be_quiet) as pool:
+    # Fresh processes: models that judge must not inherit the threads of this one, and give way to training.
+    with ProcessPoolExecutor(JUDGES, multiprocessing.get_context("spawn"), be_quiet) as pool:
         try:
             for run in (progress := tqdm(plan, "runs", unit="run")):
 
