@@ -29,21 +29,33 @@ def make(results: Path, docs: Path) -> None:
     draw(stored, docs / "images")
 
 
-def of_recipe(answers: Frame, recipe: str, noise: float, measure: str, voices: str = "new") -> Estimate:
-    """One measure of one recipe over its seeds; ``voices`` selects the questions by how their voice is known."""
+def by_seed(answers: Frame, recipe: str, noise: float, measure: str, voices: str = "new") -> dict[int, np.ndarray]:
+    """Per seed one measure, question by question in order; ``voices`` selects by how the asking voice is known."""
     chosen = answers[(answers.recipe == recipe) & (answers.noise == noise) & answers.voices.str.startswith(voices)]
-    by_seed = [group.sort_values("question_audio")[measure].to_numpy(float) for _, group in chosen.groupby("seed")]
-    return estimate(by_seed)
+    groups = chosen.sort_values("question_audio").groupby("seed")
+    return {int(seed): group[measure].to_numpy(float) for seed, group in groups}
+
+
+def of_recipe(answers: Frame, recipe: str, noise: float, measure: str, voices: str = "new") -> Estimate:
+    """One measure of one recipe over its seeds."""
+    return estimate(list(by_seed(answers, recipe, noise, measure, voices).values()))
+
+
+def paired(answers: Frame, one: tuple[str, float], other: tuple[str, float], measure: str) -> Estimate:
+    """One recipe and noise minus another on new voices, over the seeds that both have."""
+    a, b = (by_seed(answers, recipe, noise, measure) for recipe, noise in (one, other))
+    return estimate([a[seed] - b[seed] for seed in a.keys() & b.keys()])
 
 
 def _tables(stored: dict[str, Frame]) -> list[str]:
     answers, runs = stored["answers"], stored["runs"]
     clean = [r for r in ORDER if ((answers.recipe == r) & (answers.noise == 0)).any()]
     found = ["### Held-out questions, voices never heard", _measures(answers, clean, "new")]
+    found += ["### `wavalign` minus the others, paired by seed and question", _against(answers, clean)]
     found += ["### The same by voices of the training set", _measures(answers, clean, "trained", ("exact", "wer_own"))]
     found += ["### What training logged, mean over seeds (least to most)", _logged(runs, clean)]
     if (answers.noise > 0).any():
-        found += [f"### {NOISE:.0%} of the rewards random", _dose(answers)]
+        found += [f"### {NOISE:.0%} of the rewards random", _dose(answers, runs)]
     if "channels" in stored:
         found += ["### Gradients of the joint objective", _channels(stored["channels"])]
         found += ["### Prompts by what the gate says of them", _gates(stored["prompts"])]
@@ -68,29 +80,46 @@ def _logged(runs: Frame, recipes: list[str]) -> str:
     for recipe in recipes:
         chosen = runs[(runs.recipe == recipe) & (runs.noise == 0) & runs.failure.isna()]
         cells = [chosen[name].dropna() if recipe != "start" or "nll" in name else chosen[name][:0] for name in names]
-        told = [f"{c.mean():.3f} ({c.min():.3f} to {c.max():.3f})" if len(c) else "–" for c in cells]
-        rows.append([recipe, str(len(chosen)), *told])
+        rows.append([recipe, str(len(chosen)), *map(_spread, cells)])
     return _markdown(["recipe", "seeds", *names], rows)
 
 
-def _dose(answers: Frame) -> str:
-    """Clean and noisy side by side, and the loss with its own interval: paired by seed and question."""
+def _dose(answers: Frame, runs: Frame) -> str:
+    """Clean and noisy side by side, and what noise costs with its own interval: paired by seed and question."""
     rows = []
-    for recipe in NOISY_RECIPES:
-        for name in ("exact", "wer_own"):
-            clean, noisy = (of_recipe(answers, recipe, noise, name) for noise in (0.0, NOISE))
-            rows.append([recipe, name, str(clean), str(noisy), str(_difference(answers, recipe, name))])
-    return _markdown(["recipe", "measure", "clean", "noisy", "noisy − clean"], rows)
+    for name in ("exact", "wer_own", "wer_reference"):
+        cost = {}
+        for recipe in NOISY_RECIPES:
+            clean, noisy = (by_seed(answers, recipe, noise, name) for noise in (0.0, NOISE))
+            cost[recipe] = {seed: noisy[seed] - clean[seed] for seed in sorted(clean.keys() & noisy.keys())}
+            cells = (estimate([side[seed] for seed in cost[recipe]]) for side in (clean, noisy))
+            rows.append(
+                [recipe, name, str(len(cost[recipe])), *map(str, cells), str(estimate([*cost[recipe].values()]))]
+            )
+        fixed, adaptive = (cost[recipe] for recipe in NOISY_RECIPES)
+        more = [adaptive[seed] - fixed[seed] for seed in fixed.keys() & adaptive.keys()]
+        rows.append([" − ".join(NOISY_RECIPES[::-1]), name, str(len(more)), "", "", str(estimate(more))])
+    for name in RUN_MEASURES:
+        for recipe in NOISY_RECIPES:
+            sides = [runs[(runs.recipe == recipe) & (runs.noise == n)].set_index("seed")[name] for n in (0.0, NOISE)]
+            told = [s.dropna() for s in (*sides, sides[1] - sides[0])]
+            rows.append([recipe, name, str(len(told[2])), *map(_spread, told)])
+    return _markdown(["recipe", "measure", "seeds", "clean", "noisy", "noisy − clean"], rows)
 
 
-def _difference(answers: Frame, recipe: str, measure: str) -> Estimate:
-    new = answers[(answers.recipe == recipe) & answers.voices.str.startswith("new")]
-    differences = []
-    for _, group in new.groupby("seed"):
-        sides = [group[group.noise == n].sort_values("question_audio")[measure].to_numpy(float) for n in (NOISE, 0.0)]
-        if len(sides[0]) == len(sides[1]):
-            differences.append(sides[0] - sides[1])
-    return estimate(differences)
+def _against(answers: Frame, recipes: list[str]) -> str:
+    names = ("exact", "wer_own", "wer_reference", "mos", "likeness")
+    rows = []
+    for recipe in recipes:
+        if recipe != "wavalign" and "wavalign" in recipes:
+            cells = [paired(answers, ("wavalign", 0.0), (recipe, 0.0), name) for name in names]
+            rows.append([recipe, str(cells[0].seeds), *(f"**{c}**" if c.low * c.high > 0 else str(c) for c in cells)])
+    heads = [f"{name} {'↑' if MEASURES[name][1] == 'up' else '↓'}" for name in names]
+    return f"{_markdown(['minus', 'seeds', *heads], rows)}\n\nBold: the interval leaves out 0."
+
+
+def _spread(column: Frame) -> str:
+    return f"{column.mean():.3f} ({column.min():.3f} to {column.max():.3f})" if len(column) else "–"
 
 
 def _channels(channels: Frame) -> str:

@@ -82,11 +82,12 @@ def test_tables_and_figures_come_from_the_stored_files(tmp_path: Path) -> None:
         frame = pandas.DataFrame(table).assign(**({"kl_speech": 0.0} if name == "curves" else {}))
         frame.to_csv(results / f"evidence_{name}.csv", index=False)
     marks = [tables.MARKS.format(place) for place in ("start", "end")]
-    (docs / "evidence.md").write_text(f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n")
+    (docs / "evidence.md").write_text(f"before\n{marks[0]}\nstale\n{marks[1]}\nafter\n")
     tables.make(results, docs)
     page = (docs / "evidence.md").read_text()
-    assert page.startswith("before\n") and page.endswith("after\n") and "old" not in page
+    assert page.startswith("before\n") and page.endswith("after\n") and "stale" not in page
     assert "| wavalign | 3 × 6 | 1.000 [1.000, 1.000] |" in page and "| grpo_text | 2 × 6 | 0.000" in page
+    assert "| grpo_joint | 3 | **1.000 [1.000, 1.000]** |" in page and "| grpo_text | 2 | **1.000" in page
     assert "- grpo_text, seed 2: exit status 1" in page and "30% of the rewards random" in page
     assert (docs / "images" / "evidence_measures.png").stat().st_size > 10_000
     assert (docs / "images" / "evidence_curves.png").is_file()
