@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas
 import torch
+from evidence.plan import PROMPTS
 from tqdm import tqdm
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
@@ -25,7 +26,7 @@ from wavalign_ext.pocket import SAMPLE_RATE, pocket_dir
 from wavalign_ext.pocket.warmstart import sample
 from wavalign_ext.rewards import SpokenAnswer, build_terms
 
-PROMPTS, ROLLOUTS, CHANNELS = 16, 4, ("text", "speech")
+ROLLOUTS, CHANNELS = 4, ("text", "speech")
 SCALE = (1.0, 5.0)
 
 

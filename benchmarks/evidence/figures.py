@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from evidence.measure import MEASURES
-from evidence.plan import RECIPES
+from evidence.plan import PROMPTS, RECIPES
 
 Frame = Any  # a pandas.DataFrame, whose annotations are narrower than its behaviour
 COLOURS = dict(zip(RECIPES, plt.get_cmap("tab10").colors, strict=False)) | {"start": "black"}  # type: ignore[attr-defined]
@@ -42,17 +42,25 @@ def _measures(answers: Frame, path: Path) -> None:
 
 
 def _curves(curves: Frame, path: Path) -> None:
-    names = {"reward": "reward of the rollouts", "lambda": "λ", "kl_text": "KL, text", "kl_speech": "KL, speech"}
+    clean = curves[curves.noise == 0].copy()
+    # All recipes meet the same prompts at a step, and prompts differ more than recipes.
+    clean["gain"] = clean.reward - clean.groupby(["seed", "step"]).reward.transform("mean")
+    names = {
+        "gain": "reward of the rollouts, less all recipes' mean",
+        "lambda": "λ",
+        "kl_text": "KL, text",
+        "kl_speech": "KL, speech",
+    }
     figure, axes = plt.subplots(1, len(names), figsize=(13, 3.2))
     for axis, (name, title) in zip(axes, names.items(), strict=True):
-        for recipe, group in curves[curves.noise == 0].groupby("recipe"):
+        for recipe, group in clean.groupby("recipe"):
             by_step = group.groupby("step")[name]
             axis.plot(by_step.mean(), color=COLOURS[str(recipe)], label=recipe, lw=1.3)
             axis.fill_between(by_step.min().index, by_step.min(), by_step.max(), color=COLOURS[str(recipe)], alpha=0.12)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=6, loc="upper left")
     _save(figure, path)
 
 
@@ -75,6 +83,8 @@ def _channels(channels: Frame, path: Path) -> None:
                 label=name.replace("_", " "),
             )
         axis.set_title(title, fontsize=9)
+        if "signal" in title:
+            axis.axhline(PROMPTS**-0.5, color="grey", ls="--", lw=1, label="nothing in common")
         axis.set_xlabel("step of grpo_joint", fontsize=8)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)

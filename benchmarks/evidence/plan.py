@@ -15,6 +15,8 @@ NOISY_RECIPES, NOISE = ("wavalign_fixed_mix", "wavalign"), 0.3
 SEEDS = (1, 2, 3)
 # Few steps, so that 24 runs end within an afternoon; each goes as far as three of the recipe's own learning rate.
 STEPS, LEARNING_RATE = 16, 3.0e-4
+# Prompts per checkpoint whose gradients are taken apart.
+PROMPTS = 16
 # A job that makes no step for so long is stuck; a job of this study makes one in seconds.
 SILENCE_S = 600
 

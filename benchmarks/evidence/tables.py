@@ -75,7 +75,7 @@ def _measures(answers: Frame, recipes: list[str], voices: str, names: tuple[str,
 
 
 def _logged(runs: Frame, recipes: list[str]) -> str:
-    names = [*RUN_MEASURES, "reward_first", "reward_last", "seconds_per_step"]
+    names = [*RUN_MEASURES, "reward_first", "reward_last"]
     rows = []
     for recipe in recipes:
         chosen = runs[(runs.recipe == recipe) & (runs.noise == 0) & runs.failure.isna()]
