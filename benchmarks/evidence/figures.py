@@ -46,7 +46,7 @@ def _curves(curves: Frame, path: Path) -> None:
     # All recipes meet the same prompts at a step, and prompts differ more than recipes.
     clean["gain"] = clean.reward - clean.groupby(["seed", "step"]).reward.transform("mean")
     names = {
-        "gain": "reward of the rollouts, less all recipes' mean",
+        "gain": "reward, less all recipes' mean",
         "lambda": "λ",
         "kl_text": "KL, text",
         "kl_speech": "KL, speech",
@@ -60,7 +60,7 @@ def _curves(curves: Frame, path: Path) -> None:
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=6, loc="upper left")
+    axes[1].legend(fontsize=7, loc=(0.35, 0.55))
     _save(figure, path)
 
 
