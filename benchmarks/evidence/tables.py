@@ -57,7 +57,10 @@ def _tables(stored: dict[str, Frame]) -> list[str]:
     if (answers.noise > 0).any():
         found += [f"### {NOISE:.0%} of the rewards random", _dose(answers, runs)]
     if "channels" in stored:
-        found += ["### Gradients of the joint objective", _channels(stored["channels"])]
+        found += [
+            "### Gradients of the joint objective, mean over seeds (least to most)",
+            _channels(stored["channels"]),
+        ]
         found += ["### Prompts by what the gate says of them", _gates(stored["prompts"])]
     failed = runs[runs.failure.notna()]
     lines = [f"- {r.recipe}, seed {r.seed}: {r.failure}" for r in failed.itertuples()] or ["- none"]
@@ -118,14 +121,16 @@ def _against(answers: Frame, recipes: list[str]) -> str:
     return f"{_markdown(['minus', 'seeds', *heads], rows)}\n\nBold: the interval leaves out 0."
 
 
-def _spread(column: Frame) -> str:
-    return f"{column.mean():.3f} ({column.min():.3f} to {column.max():.3f})" if len(column) else "–"
+def _spread(column: Frame, form: str = ".3f") -> str:
+    """Mean, least and most over the seeds."""
+    values = (column.mean(), column.min(), column.max())
+    return "{} ({} to {})".format(*(format(value, form) for value in values)) if len(column) else "–"
 
 
 def _channels(channels: Frame) -> str:
     names = [name for name in channels.columns if name not in ("recipe", "seed", "step")]
     rows = [
-        [str(step), str(len(group)), *(f"{group[name].mean():.3g}" for name in names)]
+        [str(step), str(len(group)), *(_spread(group[name], ".2g") for name in names)]
         for step, group in channels.groupby("step")
     ]
     return _markdown(["step", "seeds", *names], rows)
