@@ -58,7 +58,7 @@ def _tables(stored: dict[str, Frame]) -> list[str]:
         found += [f"### {NOISE:.0%} of the rewards random", _dose(answers, runs)]
     if "channels" in stored:
         found += [
-            "### Gradients of the joint objective, mean over seeds (least to most)",
+            "### Gradients of `grpo_joint`, mean over seeds (least to most)",
             _channels(stored["channels"]),
         ]
         found += ["### Prompts by what the gate says of them", _gates(stored["prompts"])]
