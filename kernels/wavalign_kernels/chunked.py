@@ -82,13 +82,13 @@ def sweep(
     for a, b in chunks:
         h = hidden[rows.index[a:b]].to(matmul.operand_dtype(hidden.dtype, device))
         d = d_all[: b - a]
-        rest = (d if want else None, rows.part(a, b), bias, stats.part(a, b))
+        out, part, known = d if want else None, rows.part(a, b), stats.part(a, b)
         cut = {name: None if c is None else c.part(a, b) for name, c in (("slopes", slopes), ("loss", loss))}
         if by_tiles:
-            tiles.step(h, weight, *rest, **cut, entropy=entropy)
+            tiles.step(h, weight, out, part, bias, known, **cut, entropy=entropy)
         else:
             z = d if operand == wide else torch.empty(b - a, vocab, dtype=wide, device=device)
-            step(matmul.logits_into(z, h, weight), *rest, **cut, entropy=entropy)
+            step(matmul.logits_into(z, h, weight), out, part, bias, known, **cut, entropy=entropy)
             del z  # before dW comes to life
         if dh is not None:
             dh.index_copy_(0, rows.index[a:b], matmul.dhidden(d, weight).to(dh.dtype))
@@ -96,7 +96,7 @@ def sweep(
             matmul.dweight_into(dw, d, h, first=a == 0)
         if db is not None:
             db += d.sum(0, dtype=wide)
-        del d  # or d_all would outlive the next line but one
+        del d, out  # or d_all would outlive the next line but one
     del d_all
     if dw is not None:
         dw = (dw if count else dw.zero_()).to(weight.dtype)

@@ -90,7 +90,7 @@ def _statistics(tiles: _Tiles, y: Tensor, stats: RowStats, kept: Tensor | None, 
             if kept is not None:
                 kept[at, p:q] = e
             if entropy:
-                sums[-1].append(torch.linalg.vecdot(x, e)[:, None])
+                sums[-1].append(x.mul_(e).sum(-1, keepdim=True))  # not vecdot, which allocates the product
         found.append([torch.cat(parts) for parts in zip(*sums, strict=True)])
     tops, others, *energies = (torch.stack(parts) for parts in zip(*found, strict=True))  # (tiles, C, 1)
     top = torch.maximum(tops.amax(0), x_y[:, None])

@@ -86,7 +86,7 @@ def _softmax(x: Tensor, scratch: Tensor, y: Tensor, entropy: bool, keep_exp: boo
     others = e.sum(-1, keepdim=True)
     if not entropy:
         return top, x_y, others
-    return top, x_y, others, torch.linalg.vecdot(shifted, e)[:, None]
+    return top, x_y, others, torch.mul(shifted, e, out=scratch).sum(-1, keepdim=True)
 
 
 def record(stats: RowStats, top: Tensor, x_y: Tensor, others: Tensor, energy: Tensor | None = None) -> Tensor:
