@@ -1,13 +1,13 @@
 """The three matrix products, accumulated in fp32 (fp64 for fp64) whatever the storage dtype.
 
 bf16 multiplies as bf16 where that is fast. On an accelerator torch.mm returns such products in fp32 (out_dtype). On a
-CPU it rounds them to bf16, which logits and a sum over chunks cannot bear: they are made from widened slabs, and oneDNN
-may narrow these again. They hold bf16 values, so that nothing is lost, and the result stays fp32. fp16 has too little
-range for dlogits, and CPUs are slow at it: it is widened slab by slab and multiplied in fp32.
+CPU it rounds them to bf16, which dh bears; logits and dW do not, and are made by `amx`. fp16 has too little range for
+dlogits, and CPUs are slow at it: it is widened slab by slab and multiplied in fp32, as bf16 is without AMX.
 """
 
-import contextlib
 import functools
+import math
+import mmap
 from collections.abc import Iterator
 
 import torch
@@ -15,17 +15,12 @@ from torch import Tensor
 
 SLAB_BYTES = 4 << 20
 """Widened slabs stay in a CPU's last-level cache: 2 to 16 MiB measure alike, the whole weight a third slower."""
+LARGE_BYTES = 1 << 20
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of logits, statistics and accumulators."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def operand_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Dtype in which hidden and dlogits enter the products."""
-    narrow = dtype == torch.bfloat16 and (device.type == "cuda" or cpu_multiplies_bf16())
-    return dtype if narrow else wide_dtype(dtype)
 
 
 def accumulator_dtype(operand: torch.dtype, device: torch.device, chunks: int) -> torch.dtype:
@@ -40,16 +35,9 @@ def logits_into(z: Tensor, h: Tensor, weight: Tensor) -> Tensor:
     elif h.device.type == "cuda" and h.dtype == weight.dtype:
         torch.mm(h, weight.T, out_dtype=z.dtype, out=z)
     else:
-        wide = h.to(z.dtype)
-        with _exact_products(weight.dtype):
-            for a, b, slab in _wide_slabs(weight, z.dtype):
-                torch.mm(wide, slab.T, out=z[:, a:b])
+        for a, b, slab in _wide_slabs(weight, z.dtype):
+            torch.mm(h, slab.T, out=z[:, a:b])
     return z
-
-
-def slab_rows(weight: Tensor, dtype: torch.dtype) -> int:
-    """How many rows of the weight make a slab once they are widened to dtype."""
-    return max(1, min(len(weight), SLAB_BYTES // (weight.shape[1] * dtype.itemsize)))
 
 
 def dhidden(d: Tensor, weight: Tensor) -> Tensor:
@@ -71,8 +59,6 @@ def dweight_into(dw: Tensor, d: Tensor, h: Tensor, first: bool) -> None:
     """
     if d.dtype == dw.dtype:
         torch.mm(d.T, h, out=dw) if first else dw.addmm_(d.T, h)
-    elif d.device.type != "cuda":
-        _dweight_by_slabs(dw, d, h.to(dw.dtype), first)
     elif first:
         torch.mm(d.T, h, out_dtype=dw.dtype, out=dw)
     elif _accumulates_wide(d.dtype, d.device):
@@ -81,48 +67,25 @@ def dweight_into(dw: Tensor, d: Tensor, h: Tensor, first: bool) -> None:
         dw.add_(torch.mm(d.T, h, out_dtype=dw.dtype))
 
 
-def _dweight_by_slabs(dw: Tensor, d: Tensor, h: Tensor, first: bool) -> None:
-    count, vocab = d.shape
-    step = max(1, min(vocab, SLAB_BYTES // (count * dw.element_size())))
-    with _exact_products(d.dtype):
-        for a in range(0, vocab, step):
-            slab, out = d[:, a : a + step].to(dw.dtype), dw[a : a + step]
-            torch.mm(slab.T, h, out=out) if first else out.addmm_(slab.T, h)
+def memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As torch.empty. Large, on a Linux CPU: with all its pages at once, where each first touch would be an interrupt.
+
+    Huge pages would be fewer, but virtual machines take them from their guests and are slow to give them back.
+    """
+    size = math.prod(shape)
+    if device.type != "cpu" or size * dtype.itemsize < LARGE_BYTES or not hasattr(mmap, "MAP_POPULATE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    return torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize, flags=flags), dtype=dtype).view(shape)
 
 
 def _wide_slabs(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
     """Yield (a, b, weight[a:b] in dtype), one buffer for all."""
-    vocab, step = len(weight), slab_rows(weight, dtype)
-    buffer = torch.empty(step, weight.shape[1], dtype=dtype, device=weight.device)
+    vocab, step = len(weight), max(1, SLAB_BYTES // (weight.shape[1] * dtype.itemsize))
+    buffer = torch.empty(min(step, vocab), weight.shape[1], dtype=dtype, device=weight.device)
     for a in range(0, vocab, step):
         b = min(a + step, vocab)
         yield a, b, buffer[: b - a].copy_(weight[a:b])
-
-
-@contextlib.contextmanager
-def _exact_products(stored: torch.dtype) -> Iterator[None]:
-    """fp32 products of values that are `stored` exactly: with bf16's own units where there are any.
-
-    The switch is the process's: an fp32 product that another thread starts meanwhile is rounded to bf16 as well.
-    """
-    if stored != torch.bfloat16 or not cpu_multiplies_bf16():
-        yield
-        return
-    switch = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = switch.fp32_precision
-    switch.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        switch.fp32_precision = before
-
-
-@functools.cache
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has units for bf16 products (AMX, AVX512-BF16) and this torch can be told to use them."""
-    has = torch.backends.mkldnn.is_available() and hasattr(torch.backends.mkldnn, "matmul")
-    probes = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16"))
-    return has and any(probe is not None and probe() for probe in probes)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ BLOCK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}
 
 def step(
     z: Tensor,  # (C, V) logits, overwritten
-    d: Tensor | None,  # (C, V) receives dlogits, may be z; None: statistics alone
+    d: Tensor | None,  # (C, V) receives dlogits but for the factor, may be z; None: statistics alone
     rows: Rows,
     bias: Tensor | None,  # (V,)
     stats: RowStats,  # written, or read where slopes are given
@@ -22,17 +22,20 @@ def step(
     slopes: Slopes | None = None,
     loss: LossRows | None = None,
     entropy: bool = True,
-) -> None:
-    """Statistics, statistics and dlogits of `loss`, or dlogits of `slopes` (statistics known)."""
+) -> Tensor | None:
+    """Statistics, statistics and dlogits of `loss`, or dlogits of `slopes` (statistics known).
+
+    Returns the factor that each row of d still lacks  # (C, 1), None: 1. Where the entropy has no slope, dlogits are
+    −a/τ · (p − δ_y): d then holds p up to a factor, and whoever multiplies d by (V, H) scales (C, H) instead of (C, V).
+    """
     count, vocab = z.shape
-    height = block_rows(z)
+    height = _block_rows(z)
     scratch = torch.empty(height, vocab, dtype=z.dtype, device=z.device)
     blocks = [slice(a, min(a + height, count)) for a in range(0, count, height)]
     y = rows.targets[:, None]
     inverse = None if rows.inv_temperature is None else rows.inv_temperature[:, None]
-    share, offset = inverse, stats.lse
-    # An entropy term needs log p in the second pass; without one the first pass leaves exponentials, to be scaled.
-    scale_only = loss is not None and loss.entropy_weights is None
+    # An entropy term needs log p in the second pass; without one the first pass leaves exponentials.
+    one_pass = loss is not None and loss.entropy_weights is None
     sums = []
     for at in blocks:
         x = z[at]
@@ -41,32 +44,33 @@ def step(
         if inverse is not None:
             x.mul_(inverse[at])
         if slopes is None:
-            sums.append(_softmax(x, scratch[: len(x)], y[at], entropy or loss is not None, scale_only))
+            sums.append(_softmax(x, scratch[: len(x)], y[at], entropy or loss is not None, one_pass))
+    offset, others, total = stats.lse[:, None], stats.miss[:, None], 1.0
     if slopes is None:
-        total = record(stats, *(torch.cat(column) for column in zip(*sums, strict=True)))
-        offset = total.log()[:, 0]  # x holds z − m by now
-        if scale_only:
-            share = 1 / total if inverse is None else inverse / total
+        top, x_y, others, *energy = (torch.cat(column) for column in zip(*sums, strict=True))
+        total = record(stats, top, x_y, others, *energy)
+        offset = total.log()  # z holds z − m by now
         slopes = None if loss is None else loss_slopes(stats.logp, loss)
     if d is None or slopes is None:
-        return
-    a = slopes.logp[:, None] if share is None else slopes.logp[:, None] * share
+        return None
+    a = slopes.logp[:, None] if inverse is None else slopes.logp[:, None] * inverse
     b = slopes.entropy
     if b is not None:
-        b = b[:, None] if share is None else b[:, None] * share
-    for at in blocks:
-        x = z[at]
-        if scale_only:
-            x.mul_(-a[at])
-        else:
-            gradient_into(x, scratch[: len(x)], offset[at], stats.entropy[at], a[at], None if b is None else b[at])
-        if d is not z:
-            d[at] = x
+        b = b[:, None] if inverse is None else b[:, None] * inverse
+        for at in blocks:
+            _gradient(z[at], scratch[: len(z[at])], offset[at], stats.entropy[at, None], a[at], b[at])
+    elif not one_pass:
+        for at in blocks:
+            z[at].sub_(offset[at]).exp_()
+    if d is not z:
+        d.copy_(z)
     # Not scatter_, which copies all of a bf16 matrix.
-    d[torch.arange(count, device=d.device), rows.targets] = at_target(stats, slopes, rows.inv_temperature).to(d.dtype)
+    own = -others[:, 0] if b is None else at_target(stats, slopes, rows.inv_temperature)
+    d[torch.arange(count, device=d.device), rows.targets] = own.to(d.dtype)
+    return -a / total if b is None else None
 
 
-def block_rows(z: Tensor) -> int:
+def _block_rows(z: Tensor) -> int:
     """How many rows of z make a block."""
     return max(1, min(len(z), BLOCK_BYTES[z.device.type] // (z.shape[1] * z.element_size())))
 
@@ -102,14 +106,11 @@ def record(stats: RowStats, top: Tensor, x_y: Tensor, others: Tensor, energy: Te
     return total
 
 
-def gradient_into(x: Tensor, scratch: Tensor, offset: Tensor, entropy: Tensor, a: Tensor, b: Tensor | None) -> None:
+def _gradient(x: Tensor, scratch: Tensor, offset: Tensor, entropy: Tensor, a: Tensor, b: Tensor) -> None:
     """x becomes −p (a + b (log p + H)), log p = x − offset; the target's entry is left wrong."""
-    x.sub_(offset[:, None])
-    if b is None:
-        x.exp_().mul_(-a)
-    else:
-        torch.exp(x, out=scratch)
-        x.add_(entropy[:, None]).mul_(-b).sub_(a).mul_(scratch)
+    x.sub_(offset)
+    torch.exp(x, out=scratch)
+    x.add_(entropy).mul_(-b).sub_(a).mul_(scratch)
 
 
 def at_target(s: RowStats, slopes: Slopes, inverse: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from wavalign_kernels import ANCHOR, NONE, PREFERENCE, LossInputs, linear_logprob, logits_loss, matmul, wavalign_loss
+from wavalign_kernels import ANCHOR, NONE, PREFERENCE, LossInputs, amx, linear_logprob, logits_loss, wavalign_loss
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(252, 64, 507), (123, 33, 252), (40, 16, 1031)]  # no multiple of a block; the last: more columns than memory
@@ -23,12 +23,10 @@ def same_numbers_every_time():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=[True, False, "narrow"], ids=["bf16 units", "no bf16 units", "bf16 units, narrow tiles"])
+@pytest.fixture(params=["this CPU", "without AMX"])
 def both_kinds_of_cpu(request, monkeypatch):
-    """Whichever this one is: without the units the switch for them changes nothing but speed."""
-    monkeypatch.setattr(matmul, "cpu_multiplies_bf16", lambda: bool(request.param))
-    if request.param == "narrow":
-        monkeypatch.setattr(matmul, "SLAB_BYTES", 1 << 12)
+    if request.param == "without AMX":
+        monkeypatch.setattr(amx, "library", lambda: None)
 
 
 def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from wavalign_kernels import ANCHOR, LossInputs, linear_logprob, wavalign_loss
+from wavalign_kernels import ANCHOR, LossInputs, amx, linear_logprob, wavalign_loss
 from wavalign_kernels import chunked as chunked_module
 
 H, V = 32, 1031
@@ -18,13 +18,35 @@ def sparse_inputs(length: int, active: int) -> LossInputs:
 
 
 def flops(function) -> int:
+    """Of all products over active rows: torch's, of which it forgets those added in place, and those of `amx`."""
+    made_in_c = 0
+
+    def counted(original):
+        def call(head, *rest):
+            nonlocal made_in_c
+            made_in_c += 2 * len(head.own) * head.weight.numel()
+            return original(head, *rest)
+
+        return call
+
+    def dweight_into(dw, d, h, first):
+        nonlocal made_in_c
+        made_in_c += 2 * len(h) * dw.numel()
+        return into(dw, d, h, first)
+
     def added(_, a, b, out_shape=None, **options):
         return 2 * a[0] * a[1] * b[1]
 
-    # torch forgets to count products that are added in place.
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added}) as counter:
+    into = amx.dweight_into
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added}) as counter,
+    ):
+        patch.setattr(amx, "dweight_into", dweight_into)
+        for name in ("statistics", "gradient"):
+            patch.setattr(amx._Head, name, counted(getattr(amx._Head, name)))
         function()
-    return counter.get_total_flops()
+    return counter.get_total_flops() + made_in_c
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -66,8 +88,8 @@ def test_the_largest_allocation_is_one_chunk(dtype, monkeypatch):
     monkeypatch.setattr(chunked_module.torch, "empty", watched)
     x = sparse_inputs(4096, 2000)
     h, w = torch.randn(4096, H).to(dtype).requires_grad_(), torch.randn(V, H).to(dtype).requires_grad_()
-    wavalign_loss(h, w, x, impl="torch", chunk_rows=100).loss.backward()
-    assert 0 < largest <= 100 * V
+    wavalign_loss(h, w, x, impl="torch", chunk_rows=96).loss.backward()
+    assert 0 < largest <= 96 * V
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -101,15 +123,18 @@ def test_more_accurate_than_verls_torch_head(temperature):
         assert (o - t).norm() < (v - t).norm(), name
 
 
-def test_chunks_of_any_size_agree():
-    """bf16 sums over chunks in fp32: one chunk or many differ by rounding of the result alone."""
-    x = sparse_inputs(300, 200)
-    x = replace(x, weights=torch.rand(300))
-    results = []
+def test_sums_over_chunks_lose_nothing():
+    """bf16 sums over chunks in fp32: in one chunk or 200, the error against float64 is that of rounding."""
+    x = replace(sparse_inputs(300, 200), weights=torch.rand(300))
+    torch.manual_seed(0)
+    stored = torch.randn(300, H).bfloat16(), torch.randn(V, H).bfloat16()
+
+    def weight_gradient(dtype, **options):
+        h, w = (t.to(dtype, copy=True).requires_grad_() for t in stored)
+        wavalign_loss(h, w, x, **options).loss.backward()
+        return w.grad.double()
+
+    truth = weight_gradient(torch.float64, impl="reference")
     for chunk_rows in (None, 64, 1):
-        torch.manual_seed(0)
-        h, w = torch.randn(300, H).bfloat16().requires_grad_(), torch.randn(V, H).bfloat16().requires_grad_()
-        wavalign_loss(h, w, x, impl="torch", chunk_rows=chunk_rows).loss.backward()
-        results.append(w.grad)
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0], rtol=2**-7, atol=1e-3 * float(results[0].abs().max()))
+        error = weight_gradient(torch.bfloat16, impl="torch", chunk_rows=chunk_rows) - truth
+        assert error.norm() / truth.norm() < 3.5e-3, chunk_rows

@@ -1,0 +1,191 @@
+"""bf16 on a CPU with AMX: what `amx.c` could do wrong that the tests of every CPU's path would not see."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from wavalign_kernels import ANCHOR, PREFERENCE, LossInputs, amx, linear_logprob, wavalign_loss
+
+HAS_UNITS = Path("/proc/cpuinfo").exists() and set(Path("/proc/cpuinfo").read_text().split()) >= amx.UNITS
+pytestmark = pytest.mark.skipif(not HAS_UNITS or shutil.which("cc") is None, reason="needs a CPU with AMX and a cc")
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_every_time():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def softmax(h, w, y, bias=None, tau=1.0):
+    """log p_y and entropy in float64."""
+    z = h.double() @ w.double().T
+    z = (z if bias is None else z + bias.double()) / tau
+    logq = z - torch.logsumexp(z, 1, keepdim=True)
+    return logq[torch.arange(len(z)), y], -(logq.exp() * logq).sum(1)
+
+
+def assert_as_defined(h, w, y, coefficients=(1.0, 0.0), tolerance=4e-3, **options):
+    """Values to fp32's rounding, gradients to bf16's; coefficients: of Σ logp and Σ entropy."""
+    outcomes = []
+    for dtype in (torch.bfloat16, torch.float64):
+        hidden, weight = h.to(dtype, copy=True).requires_grad_(), w.to(dtype, copy=True).requires_grad_()
+        if dtype == torch.float64:
+            logp, entropy = softmax(hidden, weight, y, options.get("bias"), options.get("temperature", 1.0))
+        else:
+            logp, entropy = linear_logprob(hidden, weight, y, impl="torch", **options)
+        (coefficients[0] * logp.sum() + coefficients[1] * entropy.sum()).backward()
+        outcomes.append([t.detach().double() for t in (logp, entropy, hidden.grad, weight.grad)])
+    ours, truth = outcomes
+    for o, t in zip(ours[:2], truth[:2], strict=True):
+        torch.testing.assert_close(o, t, rtol=2e-6, atol=2e-5)
+    for o, t in zip(ours[2:], truth[2:], strict=True):
+        assert (o - t).norm() <= tolerance * t.norm()
+
+
+def test_this_cpu_uses_it():
+    assert amx.library() is not None
+    assert amx.multiplies(torch.zeros(1, 64).bfloat16(), torch.zeros(40, 64).bfloat16())
+    assert not amx.multiplies(torch.zeros(1, 48).bfloat16(), torch.zeros(40, 48).bfloat16())  # no whole tiles
+    assert not amx.multiplies(torch.zeros(1, 64).bfloat16(), torch.zeros(31, 64).bfloat16())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
+@pytest.mark.parametrize(
+    "rows, width, vocab", [(1, 32, 32), (31, 96, 33), (33, 64, 63), (70, 32, 1031), (64, 64, 2080)]
+)
+@pytest.mark.parametrize("coefficients", [(1.0, 0.0), (0.3, -1.0)])
+@pytest.mark.usefixtures("threads")
+def test_sizes(rows, width, vocab, coefficients):
+    """Blocks that are not whole, fewer blocks than threads, a last block that overlaps the one before."""
+    h, w = torch.randn(rows, width).bfloat16(), (torch.randn(vocab, width) * 0.3).bfloat16()
+    y = torch.randint(vocab, (rows,))
+    y[0] = vocab - 1
+    assert_as_defined(h, w, y, coefficients, bias=torch.randn(vocab).bfloat16(), temperature=0.8)
+
+
+@pytest.mark.parametrize("term", ["loss", "log-probs"])
+@pytest.mark.parametrize("gap", [15.0, 30.0, 300.0, 3000.0])
+def test_targets_far_below_the_maximum(gap, term):
+    """The exponentials are relative to the target's logit, and must not leave fp32's range."""
+    h, w = torch.randn(40, 64).bfloat16(), torch.randn(507, 64).bfloat16()
+    z = h.double() @ w.double().T
+    w = (w.double() * gap / (z.amax(1) - z.amin(1)).mean()).bfloat16()
+    y = (h.double() @ w.double().T).argmin(1)
+    if term == "log-probs":
+        return assert_as_defined(h, w, y)
+    x = LossInputs(torch.full((40,), ANCHOR), y, torch.rand(40))
+    grads = []
+    for dtype, impl in ((torch.bfloat16, "torch"), (torch.float64, "reference")):
+        hidden, weight = h.to(dtype, copy=True).requires_grad_(), w.to(dtype, copy=True).requires_grad_()
+        out = wavalign_loss(hidden, weight, x, impl=impl)
+        out.loss.backward()
+        grads.append([out.loss.detach().double(), hidden.grad.double(), weight.grad.double()])
+    for ours, truth in zip(*grads, strict=True):
+        assert (ours - truth).norm() <= 4e-3 * truth.norm()
+
+
+def test_many_entries_add_up():
+    """Sums over 60,000 entries: block by block in fp32, their sums in fp64."""
+    h, w = torch.randn(64, 32).bfloat16(), (torch.randn(60_001, 32) * 0.1).bfloat16()
+    y = torch.randint(60_001, (64,))
+    logp, entropy = linear_logprob(h, w, y, impl="torch")
+    truth = softmax(h, w, y)
+    assert (logp - truth[0]).abs().max() < 2e-6 and entropy is not None and (entropy - truth[1]).abs().max() < 3e-6
+
+
+def test_impossible_entries():
+    """A bias of −∞ leaves an entry out: as if the head did not have it."""
+    h, w, bias = torch.randn(40, 64).bfloat16(), torch.randn(507, 64).bfloat16(), torch.zeros(507).bfloat16()
+    possible = torch.arange(507) % 3 > 0
+    bias[~possible] = -torch.inf
+    y, outcomes = torch.randint(338, (40,)), []
+    for weight, target, b in ((w, possible.nonzero()[y, 0], bias), (w[possible], y, None)):
+        weight = weight.clone().requires_grad_()
+        logp, entropy = linear_logprob(h, weight, target, bias=b, impl="torch")
+        (logp.sum() + entropy.sum()).backward()
+        outcomes.append([logp, entropy, weight.grad])
+    (*values, grad), (*smaller, smaller_grad) = outcomes
+    torch.testing.assert_close(values, smaller)
+    torch.testing.assert_close(grad[possible], smaller_grad)
+    assert torch.count_nonzero(grad[~possible]) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_is_never_silent(value):
+    h, w = torch.randn(40, 64).bfloat16(), torch.randn(507, 64).bfloat16()
+    h[7, 3] = value
+    x = LossInputs(torch.full((40,), PREFERENCE), torch.randint(507, (40,)), torch.ones(40), advantages=torch.ones(40))
+    out = wavalign_loss(h.requires_grad_(), w.requires_grad_(), x, impl="torch")
+    out.loss.backward()
+    assert torch.isnan(out.loss) and torch.isnan(out.logp).nonzero().flatten().tolist() == [7]
+    assert torch.isnan(w.grad).any() and torch.isnan(h.grad).any(1).nonzero().flatten().tolist() == [7]
+    w.data[9, 3], h.data[7, 3] = torch.nan, 0.0  # one entry of every row, no target's
+    assert torch.isnan(linear_logprob(h, w, torch.full((40,), 5), impl="torch")[0]).all()
+
+
+def test_rows_that_fill_a_block_have_no_share():
+    """33 rows take two blocks; at what fills the second the bias alone is exp(200)."""
+    h, w, bias = torch.randn(33, 64).bfloat16(), torch.randn(507, 64).bfloat16(), torch.zeros(507).bfloat16()
+    bias[5] = 200.0
+    h, w, y = h.requires_grad_(), w.requires_grad_(), torch.full((33,), 5)
+    wavalign_loss(
+        h, w, LossInputs(torch.full((33,), ANCHOR), y, torch.ones(33)), bias=bias, impl="torch"
+    ).loss.backward()
+    linear_logprob(h, w, y, bias=bias, impl="torch")[0].sum().backward()
+    assert torch.isfinite(w.grad).all()
+
+
+GUARDED = """
+import torch
+from pages import guarded
+from wavalign_kernels import amx
+from wavalign_kernels.rows import Rows, RowStats, Slopes
+
+rows, width = 32, 64
+for front in (False, True):
+    for vocab in (32, 33, 100):
+        def put(*shape):
+            return guarded(torch.randn(*shape), front)
+        h, w = (guarded(torch.randn(n, width).bfloat16(), front) for n in (rows, vocab))
+        out = guarded(torch.zeros(vocab + EXTRA, rows).bfloat16(), front)
+        y = Rows(guarded(torch.arange(rows), front), guarded(torch.arange(rows), front), put(rows))
+        stats = RowStats(*(put(rows) for _ in range(4)))
+        head = amx._Head.of(h, w, y, put(vocab))
+        head.statistics(stats, out)
+        head.gradient(stats, Slopes(put(rows), put(rows)), out)
+        amx.dweight_into(guarded(torch.zeros(vocab, width).bfloat16(), front), out.T, h, True)
+"""
+
+
+@pytest.mark.parametrize("extra", [0, -1])
+def test_no_access_outside_the_buffers(extra):
+    """A child with every buffer against a page without access; with a row too few it must die."""
+    path = os.pathsep.join([str(Path(__file__).with_name("interpreted")), os.environ.get("PYTHONPATH", "")])
+    code = GUARDED.replace("EXTRA", str(extra))
+    child = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    assert (child.returncode == 0) == (extra == 0), child.stderr.decode()
+
+
+def test_without_a_compiler_the_answer_is_the_same(monkeypatch, tmp_path):
+    h, w, y = torch.randn(40, 64).bfloat16(), torch.randn(507, 64).bfloat16(), torch.randint(507, (40,))
+    fast = linear_logprob(h, w, y, impl="torch")[0]
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    amx.library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"no-such-compiler.*needed: a C compiler"):
+            slow = linear_logprob(h, w, y, impl="torch")[0]
+    finally:
+        amx.library.cache_clear()
+    torch.testing.assert_close(slow, fast, rtol=1e-5, atol=1e-5)
