@@ -167,14 +167,25 @@ def _call(name: str, left: Tensor, tiles: Tensor, parts: list[_Struct]) -> None:
     def run(part: _Struct, span: tuple[int, int]) -> None:
         getattr(lib, name)(ctypes.byref(product), ctypes.byref(part), *map(ctypes.c_long, span))
 
-    with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(run, parts, _spans(len(left))))
+    first, *others = zip(parts, _spans(len(left)), strict=True)
+    with ThreadPoolExecutor(max(1, len(others))) as pool:  # starts a thread when there is something for it to do
+        waiting = [pool.submit(run, *other) for other in others]
+        run(*first)
+        for done in waiting:
+            done.result()
 
 
 def _tiles(x: Tensor) -> Tensor:
     """AMX's right operand, pairs of its width side by side.  # (C, width) -> (rows / 16, width / 32, 16, 16, 2)"""
-    x = F.pad(x, (0, padded(x.shape[1]) - x.shape[1], 0, padded(len(x)) - len(x)))
-    return x.unflatten(0, (-1, 16)).unflatten(2, (-1, 16, 2)).permute(0, 2, 3, 1, 4).contiguous()
+
+    def cut(part: Tensor) -> Tensor:
+        rows, width = part.shape
+        return part.reshape(rows // 16, 16, width // 32, 16, 2).permute(0, 2, 3, 1, 4)
+
+    dim = 1 if len(x) % BLOCK == 0 else 0  # the one that need not be in whole blocks; a copy of all would cost memory
+    whole, rest = x.tensor_split([x.shape[dim] // BLOCK * BLOCK], dim)
+    beyond = padded(rest.shape[dim]) - rest.shape[dim]
+    return torch.cat([cut(whole), cut(F.pad(rest, (0, beyond) if dim else (0, 0, 0, beyond)))], dim).contiguous()
 
 
 def _spans(vocab: int) -> list[tuple[int, int]]:

@@ -54,36 +54,47 @@ def spans(count: int, limit: int) -> Iterator[tuple[int, int]]:
 
 
 class _Sums:
-    """The gradients, summed over chunks."""
+    """The gradients, summed over chunks. They come to life when the first row step's scratch is gone."""
 
-    def __init__(self, head: Head, want: Want, operand: torch.dtype, chunks: int, with_product: bool) -> None:
-        self.head, device = head, head.hidden.device
+    def __init__(self, head: Head, want: Want, dw_dtype: torch.dtype, with_product: bool) -> None:
+        self.head, self.want, self.dw_dtype = head, want, dw_dtype
         self.dweight_into = amx.dweight_into if with_product else matmul.dweight_into
-        dw_dtype, wide = matmul.accumulator_dtype(operand, device, chunks), matmul.wide_dtype(operand)
-        self.dh = torch.zeros_like(head.hidden) if want.hidden else None
-        self.dw = matmul.memory(head.weight.shape, dw_dtype, device) if want.weight else None
-        self.db = torch.zeros(len(head.weight), dtype=wide, device=device) if want.bias else None
-        self.begun = False
+        self.dh: Tensor | None = None
+        self.dw: Tensor | None = None
+        self.db = head.weight.new_zeros(len(head.weight), dtype=matmul.wide_dtype(dw_dtype)) if want.bias else None
 
-    def add(self, index: Tensor, h: Tensor, d: Tensor, factor: Tensor | None) -> None:
-        """One chunk's share, from d times the factor of each row; h is overwritten.  # (C,), (C, H), (C, V), (C, 1)"""
-        if self.dh is not None:
-            dh = matmul.dhidden(d, self.head.weight)
-            dh = dh if factor is None else dh.mul_(factor)
-            self.dh.index_copy_(0, index, dh.to(self.dh.dtype))
-            del dh
-        if self.dw is not None:
-            h = h if factor is None else h.mul_(factor)
-            self.dweight_into(self.dw, d, h, first=not self.begun)
+    def add(self, index: Tensor, d: Tensor, factor: Tensor | None) -> None:
+        """One chunk's share, from d times the factor of each row.  # (C,), (C, V), (C, 1)"""
+        hidden, weight = self.head.hidden, self.head.weight
+        if self.want.weight:
+            h = _scale(hidden[index].to(d.dtype), factor)
+            first = self.dw is None
+            if self.dw is None:
+                self.dw = matmul.memory(weight.shape, self.dw_dtype, weight.device)
+            self.dweight_into(self.dw, d, h, first)
+            del h
+        if self.want.hidden:
+            dh = _scale(matmul.dhidden(d, weight), factor)
+            if self.dh is None:
+                self.dh = torch.zeros_like(hidden)
+            self.dh.index_copy_(0, index, dh.to(hidden.dtype))
         if self.db is not None:
             self.db += d.sum(0, dtype=self.db.dtype) if factor is None else torch.mv(d.T, factor[:, 0].to(d.dtype))
-        self.begun = True
 
-    def in_dtype_of_weights(self) -> Grads:
-        weight, dw, db = self.head.weight, self.dw, self.db
-        if dw is not None:
-            dw = (dw if self.begun else dw.zero_()).to(weight.dtype)
-        return self.dh, dw, None if db is None else db.to(weight.dtype)
+    def result(self) -> Grads:
+        hidden, weight = self.head.hidden, self.head.weight
+        dh = torch.zeros_like(hidden) if self.dh is None and self.want.hidden else self.dh
+        dw = torch.zeros_like(weight) if self.dw is None and self.want.weight else self.dw
+        dw, db = (None if g is None else g.to(weight.dtype) for g in (dw, self.db))
+        return dh, dw, db
+
+
+def _scale(x: Tensor, factor: Tensor | None) -> Tensor:
+    """x *= factor, some rows at a time: where dtypes differ, torch widens all that it is given.  # (C, H), (C, 1)"""
+    if factor is not None:
+        for part, own in zip(x.split(128), factor.split(128), strict=True):
+            part.mul_(own)
+    return x
 
 
 def sweep(
@@ -106,7 +117,7 @@ def sweep(
     chunks = list(spans(len(rows.index), head.chunk_rows or CHUNK_BYTES[device.type] // operand.itemsize))
     tall = max((b - a for a, b in chunks), default=0)
     bias = None if head.bias is None else head.bias.to(wide)
-    sums = _Sums(head, want, operand, len(chunks), with_product)
+    sums = _Sums(head, want, matmul.accumulator_dtype(operand, device, len(chunks)), with_product)
     if with_product:
         memory = matmul.memory((amx.padded(tall) * vocab if want else 0,), operand, device)
     else:
@@ -124,12 +135,13 @@ def sweep(
             z = d if d.dtype == wide else torch.empty(b - a, vocab, dtype=wide, device=device)
             z = matmul.logits_into(z, h, weight)
             factor = step(z, d if want else None, part, bias, known, **cut, entropy=entropy)
-            out = z = None  # before dW comes to life
+            z = None
+        h = out = None  # before gradients come to life
         if want and d is not None:
-            sums.add(rows.index[a:b], h, d, factor)
-        d = out = None  # or they would outlive the next line but one
+            sums.add(rows.index[a:b], d, factor)
+        d = None  # or it would outlive the next line but one
     del memory
-    return sums.in_dtype_of_weights()
+    return sums.result()
 
 
 def sweep_logits(
