@@ -1,16 +1,18 @@
-"""Actor update time per row: WavAlign (rollouts and anchors) against stock verl GRPO (the same rollouts), alternating.
+"""Actor update, time per row and peak memory: WavAlign (rollouts and anchors) against stock verl GRPO (the same
+rollouts), and the fused head against the model's own, alternating.
 
     VERL_PLATFORM=cpu python benchmarks/bench_update.py [--rounds 7] [--model FOLDER]
 
-One process, verl's own training worker, the pocket model unless --model says otherwise. Prints the medians and their
-ratio, and appends a line to benchmarks/results/update.csv.
+One process, verl's own training worker, the pocket model unless --model says otherwise. Memory: peak resident above
+what was resident before the update (VmHWM). Prints medians and ratios, and appends a line to
+benchmarks/results/update.csv.
 """
 
 import argparse
 import csv
 import os
 import statistics
-import time
+import sys
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ RESULTS = Path(__file__).with_name("results") / "update.csv"
 PROMPTS, ROLLOUTS, PROMPT_TOKENS, RESPONSE_TOKENS = 16, 4, 48, 52
 
 
-def make_worker(model: str) -> tuple[Any, Any]:
+def make_worker(model: str, fused: bool) -> tuple[Any, Any]:
     """(verl's training worker on one rank, the actor's configuration)."""
     from hydra import compose, initialize_config_module
     from verl.utils.config import omega_conf_to_dataclass
@@ -28,7 +30,8 @@ def make_worker(model: str) -> tuple[Any, Any]:
     from verl.workers.engine_workers import TrainingWorker
 
     with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", ["+recipe=wavalign", f"actor_rollout_ref.model.path={model}"])
+        head = f"actor_rollout_ref.model.use_fused_kernels={fused}"
+        config = compose("ppo_trainer", ["+recipe=wavalign", f"actor_rollout_ref.model.path={model}", head])
     config.actor_rollout_ref.actor.optim.total_training_steps = 1000
     actor: Any = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     settings = TrainingWorkerConfig(
@@ -81,8 +84,9 @@ def make_rows(vocabulary: int, anchors: bool) -> Any:
     return rows_to_tensordict(rows)
 
 
-def update_seconds(worker: Any, rows: Any, loss: Any) -> float:
-    """Wall time of one optimiser step over ``rows``."""
+def update(worker: Any, rows: Any, loss: Any) -> dict[str, float]:
+    """wall_ms and peak_mib of one optimiser step over ``rows``."""
+    from bench_kernel import measure_cpu
     from verl.utils import tensordict_utils as tu
 
     data, count = rows.clone(), len(rows)
@@ -91,9 +95,7 @@ def update_seconds(worker: Any, rows: Any, loss: Any) -> float:
     for name, value in extra.items():
         tu.assign_non_tensor_data(data, name, value)
     worker.set_loss_fn(loss)
-    began = time.perf_counter()
-    worker.train_mini_batch(data)
-    return time.perf_counter() - began
+    return measure_cpu(lambda: worker.train_mini_batch(data))[0]
 
 
 def main() -> None:
@@ -101,6 +103,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds of each side, after one warm-up")
     parser.add_argument("--model", help="Hugging Face folder; default: the pocket model, built when missing")
     arguments = parser.parse_args()
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:  # so that memory is seen as it is used
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29655")
 
     import verl  # noqa: F401  (loads the plugin)
@@ -109,30 +114,44 @@ def main() -> None:
     from wavalign_ext.loss import LossCoefficients, VerlLoss
     from wavalign_ext.pocket.build import build
 
-    worker, actor = make_worker(arguments.model or str(build() / "model"))
+    model = arguments.model or str(build() / "model")
+    worker, actor = make_worker(model, fused=True)
+    unfused, _ = make_worker(model, fused=False)
     vocabulary = worker.engine.module.config.vocab_size
+    rollouts, mixed = make_rows(vocabulary, anchors=False), make_rows(vocabulary, anchors=True)
     sides = {
-        "stock GRPO": (make_rows(vocabulary, anchors=False), partial(ppo_loss, actor)),
-        "WavAlign": (make_rows(vocabulary, anchors=True), VerlLoss(LossCoefficients())),
+        "stock GRPO": (worker, rollouts, partial(ppo_loss, actor)),
+        "WavAlign": (worker, mixed, VerlLoss(LossCoefficients())),
+        "WavAlign, the model's own head": (unfused, mixed, VerlLoss(LossCoefficients())),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
+    peaks: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(arguments.rounds + 1):
-        for name, (rows, loss) in sides.items():
-            seconds = update_seconds(worker, rows, loss) / len(rows)
+        for name, side in sides.items():
+            measured = update(*side)
             if number:
-                times[name].append(seconds)
-    medians = {name: statistics.median(values) * 1e3 for name, values in times.items()}
-    ratios = [ours / stock for stock, ours in zip(times["stock GRPO"], times["WavAlign"], strict=True)]
+                times[name].append(measured["wall_ms"] / len(side[1]))
+                peaks[name].append(measured["peak_mib"])
+    report(times, peaks, arguments.rounds)
+
+
+def report(times: dict[str, list[float]], peaks: dict[str, list[float]], rounds: int) -> None:
+    """Print and store medians, and the ratio of pairs."""
+    stock, ours, unfused = (statistics.median(column) for column in times.values())
+    memory = [statistics.median(column) for column in peaks.values()]
+    for name, time, peak in zip(times, (stock, ours, unfused), memory, strict=True):
+        print(f"{name:<31} {time:7.2f} ms per row, peak {peak:6.0f} MiB (medians of {rounds})")
+    ratios = [b / a for a, b in zip(times["stock GRPO"], times["WavAlign"], strict=True)]
     ratio = statistics.median(ratios)
-    for name, median in medians.items():
-        print(f"{name:<11} {median:7.2f} ms per row (median of {arguments.rounds}, {len(sides[name][0])} rows)")
-    print(f"ratio       {ratio:7.3f} (median of pairs; {min(ratios):.3f} to {max(ratios):.3f})")
+    print(f"WavAlign to stock GRPO {ratio:7.3f} (median of pairs; {min(ratios):.3f} to {max(ratios):.3f})")
+    values = {"date": date.today(), "rounds": rounds, "stock_ms_per_row": stock, "wavalign_ms_per_row": ours}
+    values |= {"ratio": ratio, "own_head_ms_per_row": unfused, "wavalign_mib": memory[1], "own_head_mib": memory[2]}
     new = not RESULTS.exists()
     with open(RESULTS, "a", newline="") as file:
-        table = csv.writer(file)
+        table = csv.DictWriter(file, list(values))
         if new:
-            table.writerow(["date", "rounds", "stock_ms_per_row", "wavalign_ms_per_row", "ratio"])
-        table.writerow([date.today(), arguments.rounds, *(f"{m:.3f}" for m in medians.values()), f"{ratio:.4f}"])
+            table.writeheader()
+        table.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in values.items()})
 
 
 if __name__ == "__main__":
