@@ -1,18 +1,21 @@
 """The row step for bf16 on a CPU with AMX, its product included: what `amx.c` does, built with the system's compiler.
 
 PyTorch rounds a bf16 product on a CPU to bf16, and reads it several times to make a softmax. Here a block of 32 × 32
-fp32 logits becomes exponentials in the first-level cache, and of the row's factor nothing is needed before the end:
+fp32 logits x becomes exponentials in the first-level cache. Without a slope of the entropy that is one pass, as nothing
+of the row's factor is needed before its end (a = ∂L/∂logp, τ the temperature, y the target, S = Σ e):
 
-    dlogits = factor · e,   e_j = exp(x_j − r),   e_y = −Σ_{j≠y} e_j,   factor = −a · exp(r − lse) / τ
+    dlogits = factor · e,   e_j = exp(x_j − r),   e_y = −Σ_{j≠y} e_j,   factor = −a / (τ S)
 
-so that dh = factor · (e W) and dW = eᵀ (factor · h) take e as it is, and p is never formed. r, known before the pass,
-is the target's logit. Where the row's maximum lies far above it, the pass is made again relative to the maximum.
+dh = factor · (e W) and dW = eᵀ (factor · h) take e as it is. With one, and for a later backward, a second pass makes
+dlogits. r, known before the pass, is the target's logit; if any row's maximum lies far above, the chunk's pass is made
+again relative to the maxima.
 """
 
 import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import subprocess
 import tempfile
 import warnings
@@ -30,7 +33,7 @@ from .torch_rows import at_target, record
 BLOCK = 32
 """Rows, and vocabulary entries, of a block; the width of the tiles."""
 FAR = 20.0
-"""How far a maximum may lie above r: sums to exp(20) lose nothing in fp32, nor their exponentials in bf16."""
+"""How far a maximum may lie from r: sums to exp(20) lose nothing in fp32, nor their exponentials in bf16."""
 UNITS = {"amx_tile", "amx_bf16", "avx512f", "avx512_bf16"}
 FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC", "-mavx512f", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 
@@ -50,7 +53,7 @@ def _struct(name: str, pointers: str, numbers: str = "") -> type[_Struct]:
 
 # As in amx.c.
 _HEAD = "bias scale target"
-_Product = _struct("Product", "left right", "vocab width rows")
+_Product = _struct("Product", "left right", "vocab depth columns")
 _Statistics = _struct("Statistics", f"{_HEAD} reference others energy top own out")
 _Gradient = _struct("Gradient", f"{_HEAD} lse entropy a b out")
 _Sum = _struct("Sum", "rounded sum")
@@ -71,13 +74,13 @@ def step(
     head = _Head.of(h, weight, rows, bias)
     if slopes is None:
         one_pass = loss is not None and loss.entropy_weights is None
-        reference, others = head.statistics(stats, out if one_pass else None)
+        total, others = head.statistics(stats, out if one_pass else None)
         if loss is None or out is None:
             return None
         slopes = loss_slopes(stats.logp, loss)
         if one_pass:
             _set_targets(out, rows, -others)
-            return (-slopes.logp * (reference - stats.lse).exp() * head.scale[: len(h)])[:, None]
+            return -(slopes.logp * head.scale[: len(h)])[:, None] / total
     assert out is not None
     head.gradient(stats, slopes, out)
     _set_targets(out, rows, at_target(stats, slopes, rows.inv_temperature))
@@ -85,8 +88,12 @@ def step(
 
 
 def dweight_into(dw: Tensor, d: Tensor, h: Tensor, first: bool) -> None:
-    """As `matmul.dweight_into`, with d a view of `step`'s out.  # (V, H) bf16 or fp32, (C, V), (C, H)"""
+    """As `matmul.dweight_into`, with d a view of `step`'s out: beyond its C rows are zeros, and all are multiplied.
+
+    dw (V, H) fp32, or bf16 where this chunk is the only one; d (C, V), h (C, H).
+    """
     rounded = dw.dtype == torch.bfloat16
+    assert dw.data_ptr() % 64 == 0 and (first or not rounded)  # what amx.c streams goes by lines of the cache
     if not rounded and first:
         dw.zero_()
     _call("product", d.T, _tiles(h.T), [_Sum(*((dw, None) if rounded else (None, dw)))] * len(_spans(len(dw))))
@@ -94,6 +101,7 @@ def dweight_into(dw: Tensor, d: Tensor, h: Tensor, first: bool) -> None:
 
 def entries(memory: Tensor, count: int, vocab: int) -> Tensor:
     """`step`'s out for count rows: memory in which each row of the vocabulary begins a line of the cache."""
+    assert memory.data_ptr() % 64 == 0
     return memory[: padded(count) * vocab].view(vocab, padded(count))
 
 
@@ -105,7 +113,7 @@ def padded(count: int) -> int:
 def multiplies(hidden: Tensor, weight: Tensor) -> bool:
     """Whether `step` can take these; the first time this is asked, `amx.c` is built."""
     fits = hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu"
-    fits = fits and weight.shape[1] % BLOCK == 0 and len(weight) >= BLOCK
+    fits = fits and weight.shape[1] % BLOCK == 0 and min(weight.shape) >= BLOCK
     return fits and library() is not None
 
 
@@ -122,18 +130,21 @@ class _Head:
     bias: Tensor | None  # (V,)
     scale: Tensor  # (rows,)
     target: Tensor  # (rows,) int32
-    own: Tensor  # (C,) the target's logit, in bf16: near enough to be r
+    r: Tensor  # (C,) the target's logit, as torch makes it
 
     @staticmethod
     def of(h: Tensor, weight: Tensor, rows: Rows, bias: Tensor | None) -> "_Head":
-        own = (h * weight[rows.targets]).sum(1).float()
-        own = own if bias is None else own + bias[rows.targets]
-        scale = torch.ones_like(own) if rows.inv_temperature is None else rows.inv_temperature
-        return _Head(weight, _tiles(h), bias, _in_blocks(scale, 1.0), _in_blocks(rows.targets.int(), -1), own * scale)
+        pairs = zip(
+            h.split(BLOCK), rows.targets.split(BLOCK), strict=True
+        )  # widened together they would be much memory
+        r = torch.cat([(part.float() * weight[y]).sum(1) for part, y in pairs])
+        r = r if bias is None else r + bias[rows.targets]
+        scale = torch.ones_like(r) if rows.inv_temperature is None else rows.inv_temperature
+        return _Head(weight, _tiles(h), bias, _in_blocks(scale, 1.0), _in_blocks(rows.targets.int(), -1), r * scale)
 
     def statistics(self, stats: RowStats, out: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Fills stats, and out with exponentials; returns r and Σ_{j≠y} e_j.  # (C,), (C,)"""
-        reference, count = self.own.clamp(min=-1e30), len(self.own)
+        """Fills stats, and out with exponentials; returns Σ e_j and Σ_{j≠y} e_j.  # (C, 1), (C,)"""
+        reference, count = self.r.clamp(min=-1e30), len(self.r)
         spans, rows = len(_spans(len(self.weight))), len(self.scale)
         while True:
             sums = torch.zeros(spans, 2, rows, dtype=torch.float64)
@@ -142,16 +153,16 @@ class _Head:
             parts = [_Statistics(*head, *sums[i], tops[i], owns[i], out) for i in range(spans)]
             _call("statistics", self.weight, self.tiles, parts)
             top = tops.amax(0)[:count]
-            if not (top > FAR).any():
+            far = (top.abs() > FAR) & (top > -torch.inf)  # after +∞ everything is NaN, as it should be
+            if not far.any():
                 break
-            reference = reference + top.clamp(min=0)
+            reference = torch.where(far, reference + top, reference)
         others, energy, own = (c[:count].to(stats.logp.dtype) for c in (*sums.sum(0), owns.sum(0)))
-        record(stats, *(c[:, None] for c in (reference, own, others, energy)))
-        return reference, others
+        return record(stats, *(c[:, None] for c in (reference, own, others, energy))), others
 
     def gradient(self, stats: RowStats, slopes: Slopes, out: Tensor) -> None:
         """Fills out with dlogits, the target's left wrong."""
-        scale = self.scale[: len(self.own)]
+        scale = self.scale[: len(self.r)]
         zero = torch.zeros_like(scale)
         a, b = slopes.logp * scale, zero if slopes.entropy is None else slopes.entropy * scale
         rest = [_in_blocks(c, 0.0) for c in (zero if slopes.entropy is None else stats.entropy, a, b)]
@@ -198,6 +209,7 @@ def _spans(vocab: int) -> list[tuple[int, int]]:
 
 def _in_blocks(column: Tensor, beyond: float) -> Tensor:
     """(C,) -> (rows,)"""
+    assert column.dtype in (torch.float32, torch.int32)  # C sees a bare pointer
     return F.pad(column, (0, padded(len(column)) - len(column)), value=beyond)
 
 
@@ -210,28 +222,30 @@ def library() -> ctypes.CDLL | None:
     except OSError:
         return None
     try:
-        lib = ctypes.CDLL(str(_compiled(os.environ.get("CC", "cc"))))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or error
+        lib = ctypes.CDLL(str(_compiled(shlex.split(os.environ.get("CC", "cc")))))
+        if lib.request_tiles():
+            raise OSError("Linux lends no tiles to this process")
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
+        reason = getattr(error, "stderr", None) or error
         warnings.warn(
-            f"bf16 heads are multiplied in fp32, several times slower: amx.c of {__package__} was not built ({said}); "
-            "needed: a C compiler that knows AMX (gcc 11, clang 12) as cc or in CC, and a writable XDG_CACHE_HOME or "
-            "~/.cache",
+            "bf16 heads are multiplied in fp32, several times slower, because wavalign_kernels cannot use its amx.c "
+            f"({reason}); needed: a C compiler that knows AMX (gcc 11, clang 12) as cc or in CC, a writable "
+            "XDG_CACHE_HOME or ~/.cache, and Linux 5.16",
             stacklevel=2,
         )
         return None
-    return lib if lib.request_tiles() == 0 else None
+    return lib
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: list[str]) -> Path:
     source = Path(__file__).with_name("amx.c")
-    digest = hashlib.sha256(source.read_bytes() + " ".join((compiler, *FLAGS)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(source.read_bytes() + " ".join(compiler + FLAGS).encode()).hexdigest()[:12]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavalign_kernels"
     path = folder / f"amx-{digest}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
             made = Path(fresh) / path.name
-            subprocess.run([compiler, *FLAGS, source, "-o", made], check=True, capture_output=True, text=True)
+            subprocess.run([*compiler, *FLAGS, source, "-o", made], check=True, capture_output=True, text=True)
             made.replace(path)  # whole or not at all, whoever else is at it
     return path

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import chunked, matmul
 from .chunked import Head, RowStep, Want
@@ -40,6 +41,7 @@ class LinearLogprob(torch.autograd.Function):
         return logp, scatter(stats.entropy, job.rows.index, len(hidden)) if job.entropy else None
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         dlogp, dentropy = grads
         hidden, weight, bias, *columns = ctx.saved_tensors

@@ -92,8 +92,8 @@ class _Sums:
 def _scale(x: Tensor, factor: Tensor | None) -> Tensor:
     """x *= factor, some rows at a time: where dtypes differ, torch widens all that it is given.  # (C, H), (C, 1)"""
     if factor is not None:
-        for part, own in zip(x.split(128), factor.split(128), strict=True):
-            part.mul_(own)
+        for part, one in zip(x.split(128), factor.split(128), strict=True):
+            part.mul_(one)
     return x
 
 
@@ -111,6 +111,7 @@ def sweep(
     """One pass over the active rows. Fills `stats` unless `slopes` are given; returns gradients if wanted."""
     hidden, weight, device = head.hidden, head.weight, head.hidden.device
     wide, vocab = matmul.wide_dtype(hidden.dtype), len(weight)
+    # PyTorch's row step has a faster twin for some operands, which makes the product as well.
     with_product = step is torch_rows.step and amx.multiplies(hidden, weight)
     narrow = hidden.dtype == torch.bfloat16 and (with_product or device.type == "cuda")
     operand = hidden.dtype if narrow else wide
@@ -139,7 +140,7 @@ def sweep(
         h = out = None  # before gradients come to life
         if want and d is not None:
             sums.add(rows.index[a:b], d, factor)
-        d = None  # or it would outlive the next line but one
+        d = None  # a view, which would keep memory alive
     del memory
     return sums.result()
 

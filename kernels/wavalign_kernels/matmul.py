@@ -1,8 +1,8 @@
 """The three matrix products, accumulated in fp32 (fp64 for fp64) whatever the storage dtype.
 
 bf16 multiplies as bf16 where that is fast. On an accelerator torch.mm returns such products in fp32 (out_dtype). On a
-CPU it rounds them to bf16, which dh bears; logits and dW do not, and are made by `amx`. fp16 has too little range for
-dlogits, and CPUs are slow at it: it is widened slab by slab and multiplied in fp32, as bf16 is without AMX.
+CPU it rounds them to bf16, which dh and db bear; logits and dW do not, and are made by `amx`. fp16 has too little range
+for dlogits, and CPUs are slow at it: it is widened slab by slab and multiplied in fp32, as bf16 is without AMX.
 """
 
 import functools

@@ -99,7 +99,7 @@ def gather_loss(x: LossInputs, index: Tensor, dtype: torch.dtype) -> LossRows:
         share = torch.where(preference, x.entropy_coef * (weights if own is None else own), 0.0)
     return LossRows(
         preference=preference,
-        scale=scale,
+        scale=scale.to(dtype),
         weights=weights,
         advantages=pick(x.advantages),
         old_logp=pick(x.old_logp),

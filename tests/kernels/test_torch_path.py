@@ -235,11 +235,19 @@ def test_gradients_are_handed_over_once():
         loss.backward()
 
 
+def test_second_derivatives_are_refused():
+    h, w, _ = make_head(7, 64, 50, torch.float32)
+    logp, _ = linear_logprob(h, w, torch.arange(7), impl="torch")
+    (first,) = torch.autograd.grad((logp * torch.ones(7, requires_grad=True)).sum(), h, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 @pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("bias",), ("hidden", "bias"), ()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_frozen_parts_cost_nothing_and_change_nothing(trained, dtype):
     x = make_inputs(123, 252)
-    whole = make_head(123, 33, 252, dtype=dtype)
+    whole = make_head(123, 64, 252, dtype=dtype)
     part = [t.detach().requires_grad_(name in trained) for t, name in zip(whole, NAMES, strict=True)]
     wanted = wavalign_loss(whole[0], whole[1], x, bias=whole[2], impl="torch", chunk_rows=30)
     wanted.loss.backward()
@@ -278,7 +286,7 @@ def test_tied_embeddings_gather_both_gradients():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_active(dtype):
-    head = make_head(40, 16, 252, dtype)
+    head = make_head(40, 64, 252, dtype)
     x = make_inputs(40, 252, kind=torch.zeros(40, dtype=torch.long))
     out = wavalign_loss(head[0], head[1], x, bias=head[2], impl="torch")
     out.loss.backward()
@@ -292,7 +300,7 @@ def test_nothing_active(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inactive_rows_get_exactly_zero_whatever_they_hold(dtype):
-    head, x = make_head(123, 33, 252, dtype), make_inputs(123, 252)
+    head, x = make_head(123, 64, 252, dtype), make_inputs(123, 252)
     with torch.no_grad():
         head[0][x.kind == NONE] = float("nan")
     out = wavalign_loss(head[0], head[1], x, bias=head[2], impl="torch")

@@ -24,7 +24,7 @@ def flops(function) -> int:
     def counted(original):
         def call(head, *rest):
             nonlocal made_in_c
-            made_in_c += 2 * len(head.own) * head.weight.numel()
+            made_in_c += 2 * len(head.r) * head.weight.numel()
             return original(head, *rest)
 
         return call
