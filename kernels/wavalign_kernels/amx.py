@@ -32,6 +32,8 @@ from .torch_rows import at_target, record
 
 BLOCK = 32
 """Rows, and vocabulary entries, of a block; the width of the tiles."""
+CHUNK_ROWS = 1280
+"""Few chunks: a single one makes dW in bf16, where several add it up in fp32, twice the memory."""
 FAR = 20.0
 """How far a maximum may lie from r: sums to exp(20) lose nothing in fp32, nor their exponentials in bf16."""
 UNITS = {"amx_tile", "amx_bf16", "avx512f", "avx512_bf16"}

@@ -14,9 +14,9 @@ from torch import Tensor
 from . import amx, matmul, torch_rows
 from .rows import LossRows, Rows, RowStats, Slopes
 
-CHUNK_BYTES = {"cpu": 2560, "cuda": 4096}
+CHUNK_BYTES = {"cpu": 1280, "cuda": 4096}
 """Dlogits of a chunk, per vocabulary entry: enough rows that the products run at full speed and that the accumulator dW
-is seldom read and written (CPU 640 rows of fp32 or 1280 of bf16, accelerators 2048 of bf16)."""
+is seldom read and written (CPU 320 rows of fp32, accelerators 2048 of bf16)."""
 
 RowStep = Callable[..., Tensor | None]
 
@@ -115,7 +115,8 @@ def sweep(
     with_product = step is torch_rows.step and amx.multiplies(hidden, weight)
     narrow = hidden.dtype == torch.bfloat16 and (with_product or device.type == "cuda")
     operand = hidden.dtype if narrow else wide
-    chunks = list(spans(len(rows.index), head.chunk_rows or CHUNK_BYTES[device.type] // operand.itemsize))
+    limit = amx.CHUNK_ROWS if with_product else CHUNK_BYTES[device.type] // operand.itemsize
+    chunks = list(spans(len(rows.index), head.chunk_rows or limit))
     tall = max((b - a for a, b in chunks), default=0)
     bias = None if head.bias is None else head.bias.to(wide)
     sums = _Sums(head, want, matmul.accumulator_dtype(operand, device, len(chunks)), with_product)
