@@ -6,12 +6,13 @@
        columns of h     where left is the dlogits (V, C) and right is h: dW, depth C.
    Exponentials and dlogits are stored as (V, C), as the second reads them. */
 
-#include <immintrin.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { BLOCK = 32, TILE = 16, LANES = 16, CACHED = 1 << 20 /* bytes of left that stay in the second-level cache */ };
+#include "exponential.h"
+
+enum { BLOCK = 32, TILE = 16, CACHED = 1 << 20 /* bytes of left that stay in the second-level cache */ };
 
 typedef struct {
     const uint16_t *left;  /* (vocab, depth) bf16; depth a multiple of 32, vocab at least 32 */
@@ -106,25 +107,11 @@ static void traverse(const Product *p, long first, long last, Visit *visit, void
     _mm_sfence(); /* another thread may read what was streamed */
 }
 
-/* exp of −87 to 87, a unit in the last place or so off: 2^n times the series of the rest. */
-static inline __m512 exponential(__m512 x) {
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x); /* ln 2 in two parts */
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    static const float inverse_factorials[] = {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f};
-    __m512 p = _mm512_set1_ps(1.f / 5040);
-    for (int i = 0; i < 7; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(inverse_factorials[i]));
-    return _mm512_scalef_ps(p, n);
-}
-
 static inline __m512 logits(const Head *h, long entry, const float *z, __m512 scale) {
     __m512 x = _mm512_load_ps(z);
     if (h->bias) x = _mm512_add_ps(x, _mm512_set1_ps(h->bias[entry]));
     return _mm512_mul_ps(x, scale);
 }
-
-/* Where exp is a normal number, too large or unknown: a NaN stays, and so does what makes amx.py repeat the pass. */
-static inline __mmask16 counts(__m512 x) { return _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.f), _CMP_NLT_UQ); }
 
 /* One line of the cache, past it: nothing reads out before all of it is written. */
 static inline void store(uint16_t *out, __m512 left, __m512 right) {

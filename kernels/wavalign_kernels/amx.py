@@ -13,20 +13,13 @@ again relative to the maxima.
 
 import ctypes
 import functools
-import hashlib
-import os
-import shlex
-import subprocess
-import tempfile
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .native import Struct, load, run_spans, struct
 from .rows import LossRows, Rows, RowStats, Slopes, loss_slopes
 from .torch_rows import at_target, record
 
@@ -37,28 +30,14 @@ CHUNK_ROWS = 1280
 FAR = 20.0
 """How far a maximum may lie from r: sums to exp(20) lose nothing in fp32, nor their exponentials in bf16."""
 UNITS = {"amx_tile", "amx_bf16", "avx512f", "avx512_bf16"}
-FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC", "-mavx512f", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
-
-
-class _Struct(ctypes.Structure):
-    """Pointers to tensors, which are kept alive, and numbers."""
-
-    def __init__(self, *values: Tensor | int | None) -> None:
-        super().__init__(*(v.data_ptr() if isinstance(v, Tensor) else v for v in values))
-        self.kept = values
-
-
-def _struct(name: str, pointers: str, numbers: str = "") -> type[_Struct]:
-    kinds = [(field, ctypes.c_void_p) for field in pointers.split()]
-    return type(name, (_Struct,), {"_fields_": kinds + [(field, ctypes.c_long) for field in numbers.split()]})
-
+OPTIONS = ["-mavx512f", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 
 # As in amx.c.
 _HEAD = "bias scale target"
-_Product = _struct("Product", "left right", "vocab depth columns")
-_Statistics = _struct("Statistics", f"{_HEAD} reference others energy top own out")
-_Gradient = _struct("Gradient", f"{_HEAD} lse entropy a b out")
-_Sum = _struct("Sum", "rounded sum")
+_Product = struct("Product", "left right", "vocab depth columns")
+_Statistics = struct("Statistics", f"{_HEAD} reference others energy top own out")
+_Gradient = struct("Gradient", f"{_HEAD} lse entropy a b out")
+_Sum = struct("Sum", "rounded sum")
 
 
 def step(
@@ -172,20 +151,15 @@ class _Head:
         _call("gradient", self.weight, self.tiles, [part] * len(_spans(len(self.weight))))
 
 
-def _call(name: str, left: Tensor, tiles: Tensor, parts: list[_Struct]) -> None:
-    """A thread for each part of the vocabulary: ctypes lets go of the interpreter."""
+def _call(name: str, left: Tensor, tiles: Tensor, parts: list[Struct]) -> None:
+    """A thread for each part of the vocabulary."""
     lib, product = library(), _Product(left, tiles, len(left), left.stride(0), 16 * len(tiles))
     assert lib is not None
 
-    def run(part: _Struct, span: tuple[int, int]) -> None:
+    def run(part: Struct, span: tuple[int, int]) -> None:
         getattr(lib, name)(ctypes.byref(product), ctypes.byref(part), *map(ctypes.c_long, span))
 
-    first, *others = zip(parts, _spans(len(left)), strict=True)
-    with ThreadPoolExecutor(max(1, len(others))) as pool:  # starts a thread when there is something for it to do
-        waiting = [pool.submit(run, *other) for other in others]
-        run(*first)
-        for done in waiting:
-            done.result()
+    run_spans(run, parts, _spans(len(left)))
 
 
 def _tiles(x: Tensor) -> Tensor:
@@ -217,37 +191,12 @@ def _in_blocks(column: Tensor, beyond: float) -> Tensor:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """`amx.c`, compiled once on a machine; None without the units, with a warning where it could be had."""
-    try:
-        if not UNITS <= set(Path("/proc/cpuinfo").read_text().split()):
-            return None
-    except OSError:
-        return None
-    try:
-        lib = ctypes.CDLL(str(_compiled(shlex.split(os.environ.get("CC", "cc")))))
-        if lib.request_tiles():
-            raise OSError("Linux lends no tiles to this process")
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
-        reason = getattr(error, "stderr", None) or error
-        warnings.warn(
-            "bf16 heads are multiplied in fp32, several times slower, because wavalign_kernels cannot use its amx.c "
-            f"({reason}); needed: a C compiler that knows AMX (gcc 11, clang 12) as cc or in CC, a writable "
-            "XDG_CACHE_HOME or ~/.cache, and Linux 5.16",
-            stacklevel=2,
-        )
-        return None
-    return lib
-
-
-def _compiled(compiler: list[str]) -> Path:
-    source = Path(__file__).with_name("amx.c")
-    digest = hashlib.sha256(source.read_bytes() + " ".join(compiler + FLAGS).encode()).hexdigest()[:12]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavalign_kernels"
-    path = folder / f"amx-{digest}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as fresh:
-            made = Path(fresh) / path.name
-            subprocess.run([*compiler, *FLAGS, source, "-o", made], check=True, capture_output=True, text=True)
-            made.replace(path)  # whole or not at all, whoever else is at it
-    return path
+    """`amx.c`, or None: see `native.load`."""
+    return load(
+        "amx.c",
+        UNITS,
+        OPTIONS,
+        without="bf16 heads are multiplied in fp32, several times slower",
+        needs="Linux 5.16, a C compiler that knows AMX (gcc 11, clang 12)",
+        start="request_tiles",
+    )

@@ -92,7 +92,7 @@ class _Sums:
 def _scale(x: Tensor, factor: Tensor | None) -> Tensor:
     """x *= factor, some rows at a time: where dtypes differ, torch widens all that it is given.  # (C, H), (C, 1)"""
     if factor is not None:
-        for part, one in zip(x.split(128), factor.split(128), strict=True):
+        for part, one in zip(x.split(32), factor.split(32), strict=True):
             part.mul_(one)
     return x
 

@@ -1,12 +1,17 @@
 """The row step in PyTorch, for CPUs and as a fallback: a pass over logits for their statistics, one for their gradient.
 
-Blocks of rows, with a scratch copy, fit the second-level cache. What has one number per row is computed for all rows at
-once between the passes: a call on a few numbers costs as much as a pass over thousands, and a loss needs dozens.
+Blocks of rows, with a scratch copy, fit the second-level cache; where `avx512` makes the passes, all rows are a block.
+What has one number per row is computed for all rows at once between the passes: a call on a few numbers costs as much
+as a pass over thousands, and a loss needs dozens.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from . import avx512
 from .rows import LossRows, Rows, RowStats, Slopes, loss_slopes
 
 BLOCK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}
@@ -28,9 +33,8 @@ def step(
     Returns the factor that each row of d still lacks  # (C, 1), None: 1. Where the entropy has no slope, dlogits are
     −a/τ · (p − δ_y): d then holds p up to a factor, and whoever multiplies d by (V, H) scales (C, H) instead of (C, V).
     """
-    count, vocab = z.shape
-    height = _block_rows(z)
-    scratch = torch.empty(height, vocab, dtype=z.dtype, device=z.device)
+    count = len(z)
+    softmax, gradient, height = _passes(z)
     blocks = [slice(a, min(a + height, count)) for a in range(0, count, height)]
     y = rows.targets[:, None]
     inverse = None if rows.inv_temperature is None else rows.inv_temperature[:, None]
@@ -44,7 +48,7 @@ def step(
         if inverse is not None:
             x.mul_(inverse[at])
         if slopes is None:
-            sums.append(_softmax(x, scratch[: len(x)], y[at], entropy or loss is not None, one_pass))
+            sums.append(softmax(x, y[at], entropy or loss is not None, one_pass))
     offset, others, total = stats.lse[:, None], stats.miss[:, None], 1.0
     if slopes is None:
         top, x_y, others, *energy = (torch.cat(column) for column in zip(*sums, strict=True))
@@ -57,11 +61,9 @@ def step(
     b = slopes.entropy
     if b is not None:
         b = b[:, None] if inverse is None else b[:, None] * inverse
+    if not one_pass:
         for at in blocks:
-            _gradient(z[at], scratch[: len(z[at])], offset[at], stats.entropy[at, None], a[at], b[at])
-    elif not one_pass:
-        for at in blocks:
-            z[at].sub_(offset[at]).exp_()
+            gradient(z[at], offset[at], stats.entropy[at, None], a[at], None if b is None else b[at])
     if d is not z:
         d.copy_(z)
     # Not scatter_, which copies all of a bf16 matrix.
@@ -70,17 +72,22 @@ def step(
     return -a / total if b is None else None
 
 
-def _block_rows(z: Tensor) -> int:
-    """How many rows of z make a block."""
-    return max(1, min(len(z), BLOCK_BYTES[z.device.type] // (z.shape[1] * z.element_size())))
+def _passes(z: Tensor) -> tuple[Callable, Callable, int]:
+    """The two passes over z, and how many of its rows are a block to them."""
+    if avx512.takes(z):
+        return avx512.softmax, avx512.gradient, len(z)
+    height = max(1, min(len(z), BLOCK_BYTES[z.device.type] // (z.shape[1] * z.element_size())))
+    scratch = torch.empty(height, z.shape[1], dtype=z.dtype, device=z.device)
+    return partial(_softmax, scratch), partial(_gradient, scratch), height
 
 
-def _softmax(x: Tensor, scratch: Tensor, y: Tensor, entropy: bool, keep_exp: bool) -> tuple[Tensor, ...]:
+def _softmax(scratch: Tensor, x: Tensor, y: Tensor, entropy: bool, keep_exp: bool) -> tuple[Tensor, ...]:
     """m, x_y − m, Σ_{j≠y} e_j and Σ_{j≠y} e_j (x_j − m), (R, 1) each; x becomes x − m, or e with 0 at the target.
 
     With m = max x, e_j = exp(x_j − m), S = Σ e:  logp = x_y − m − log S,  H = log S − Σ e_j (x_j − m) / S.
     The target is left out of the sums and added at the end, which makes 1 − p_y = Σ_{j≠y} e_j / S exact.
     """
+    scratch = scratch[: len(x)]
     shifted, e = (scratch, x) if keep_exp else (x, scratch)
     top = x.amax(-1, keepdim=True)
     torch.sub(x, top, out=shifted)
@@ -106,11 +113,14 @@ def record(stats: RowStats, top: Tensor, x_y: Tensor, others: Tensor, energy: Te
     return total
 
 
-def _gradient(x: Tensor, scratch: Tensor, offset: Tensor, entropy: Tensor, a: Tensor, b: Tensor) -> None:
-    """x becomes −p (a + b (log p + H)), log p = x − offset; the target's entry is left wrong."""
+def _gradient(scratch: Tensor, x: Tensor, offset: Tensor, entropy: Tensor, a: Tensor, b: Tensor | None) -> None:
+    """x becomes −p (a + b (log p + H)), log p = x − offset, or p without b; the target's entry is left wrong."""
     x.sub_(offset)
-    torch.exp(x, out=scratch)
-    x.add_(entropy).mul_(-b).sub_(a).mul_(scratch)
+    if b is None:
+        x.exp_()
+        return
+    p = torch.exp(x, out=scratch[: len(x)])
+    x.add_(entropy).mul_(-b).sub_(a).mul_(p)
 
 
 def at_target(s: RowStats, slopes: Slopes, inverse: Tensor | None) -> Tensor:

@@ -11,22 +11,29 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from wavalign_kernels import ANCHOR, NONE, PREFERENCE, LossInputs, amx, linear_logprob, logits_loss, wavalign_loss
+from wavalign_kernels import (
+    ANCHOR,
+    NONE,
+    PREFERENCE,
+    LossInputs,
+    amx,
+    avx512,
+    linear_logprob,
+    logits_loss,
+    wavalign_loss,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(252, 64, 507), (123, 33, 252), (40, 16, 1031)]  # no multiple of a block; the last: more columns than memory
 NAMES = ("hidden", "weight", "bias")
 
 
-@pytest.fixture(autouse=True)
-def same_numbers_every_time():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(params=["this CPU", "without AMX"])
-def both_kinds_of_cpu(request, monkeypatch):
-    if request.param == "without AMX":
+@pytest.fixture(params=["this CPU", "without AMX", "without AVX-512"])
+def every_cpu(request, monkeypatch):
+    if request.param != "this CPU":
         monkeypatch.setattr(amx, "library", lambda: None)
+    if request.param == "without AVX-512":
+        monkeypatch.setattr(avx512, "library", lambda: None)
 
 
 def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -124,7 +131,7 @@ def assert_as_good(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("chunk_rows", [None, 50])
-@pytest.mark.usefixtures("both_kinds_of_cpu")
+@pytest.mark.usefixtures("every_cpu")
 def test_log_probs_and_their_gradients(dtype, shape, chunk_rows):
     rows, _, vocab = shape
     head = make_head(*shape, dtype=dtype)
@@ -147,7 +154,7 @@ def test_log_probs_and_their_gradients(dtype, shape, chunk_rows):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("variant", ["everything", "on policy", "no entropy term", "one chunk of five"])
-@pytest.mark.usefixtures("both_kinds_of_cpu")
+@pytest.mark.usefixtures("every_cpu")
 def test_mixed_loss_and_its_gradients(dtype, shape, variant):
     rows, _, vocab = shape
     bias = variant == "everything"
@@ -169,6 +176,7 @@ def test_mixed_loss_and_its_gradients(dtype, shape, variant):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("every_cpu")
 def test_loss_of_logits(dtype):
     x = make_inputs(123, 507)
     logits = (torch.randn(123, 507) * 3).to(dtype).requires_grad_()
@@ -265,6 +273,7 @@ def test_frozen_parts_cost_nothing_and_change_nothing(trained, dtype):
         assert all((t.grad is None) == (name not in trained) for t, name in zip(part, NAMES, strict=True))
 
 
+@pytest.mark.usefixtures("every_cpu")
 def test_no_grad_gives_the_same_numbers():
     x, head = make_inputs(123, 252), make_head(123, 33, 252, torch.float32)
     loud = wavalign_loss(head[0], head[1], x, impl="torch")
@@ -310,6 +319,7 @@ def test_inactive_rows_get_exactly_zero_whatever_they_hold(dtype):
     assert torch.count_nonzero(out.logp[x.kind == NONE]) == torch.count_nonzero(out.entropy[x.kind == NONE]) == 0
 
 
+@pytest.mark.usefixtures("every_cpu")
 def test_nan_is_never_silent():
     head, x = make_head(123, 33, 252, torch.float32), make_inputs(123, 252)
     row = int((x.kind == ANCHOR).nonzero()[0, 0])
@@ -322,6 +332,7 @@ def test_nan_is_never_silent():
 
 
 @pytest.mark.parametrize("shift", [-128.0, -3e4, 3e4])
+@pytest.mark.usefixtures("every_cpu")
 def test_rows_far_from_zero(shift):
     """verl's Triton head starts its running maximum at 0: around −128 its log-prob is +inf."""
     logits = torch.randn(40, 252, dtype=torch.float64).float() + shift
@@ -336,6 +347,7 @@ def test_rows_far_from_zero(shift):
 
 
 @pytest.mark.parametrize("margin", [12.0, 24.0])
+@pytest.mark.usefixtures("every_cpu")
 def test_confident_targets_keep_their_gradient(margin):
     """p_y about 1 − 1e-3 and 1 − 1e-8, where 1 − p_y formed from p_y in fp32 would be rounding, or 0."""
     logits = torch.randn(40, 252)

@@ -1,0 +1,82 @@
+"""C beside this file, built on first use by the system's compiler, and called by ctypes, a thread for each span."""
+
+import ctypes
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch import Tensor
+
+HERE = Path(__file__).parent
+HEADER = HERE / "exponential.h"
+OPTIONS = ["-O3", "-std=gnu11", "-shared", "-fPIC"]
+
+
+class Struct(ctypes.Structure):
+    """Pointers to tensors, which are kept alive, and numbers."""
+
+    def __init__(self, *values: Tensor | int | None) -> None:
+        super().__init__(*(v.data_ptr() if isinstance(v, Tensor) else v for v in values))
+        self.kept = values
+
+
+def struct(name: str, pointers: str, numbers: str = "") -> type[Struct]:
+    """A struct of C: its pointers, then its longs."""
+    kinds = [(field, ctypes.c_void_p) for field in pointers.split()]
+    return type(name, (Struct,), {"_fields_": kinds + [(field, ctypes.c_long) for field in numbers.split()]})
+
+
+def run_spans(run: Callable[..., None], *columns: Sequence) -> None:
+    """run(a, b, …) for each line of the columns, all at once: ctypes lets go of the interpreter."""
+    first, *others = zip(*columns, strict=True)
+    with ThreadPoolExecutor(max(1, len(others))) as pool:  # starts a thread when there is something for it to do
+        waiting = [pool.submit(run, *other) for other in others]
+        run(*first)
+        for done in waiting:
+            done.result()
+
+
+def load(
+    source: str, units: set[str], options: list[str], *, without: str, needs: str, start: str | None = None
+) -> ctypes.CDLL | None:
+    """`source`, compiled once on a machine; None where the CPU lacks its units, with a warning where it could be had.
+
+    `without` says what happens otherwise, `needs` what compiler it takes; `start` is one of its functions, 0 if fit.
+    """
+    try:
+        if not units <= set(Path("/proc/cpuinfo").read_text().split()):
+            return None
+    except OSError:
+        return None
+    try:
+        lib = ctypes.CDLL(str(_compiled(HERE / source, [*shlex.split(os.environ.get("CC", "cc")), *OPTIONS, *options])))
+        if start is not None and getattr(lib, start)():
+            raise OSError(f"{start} was refused")
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
+        reason = getattr(error, "stderr", None) or error
+        warnings.warn(
+            f"{without}, because wavalign_kernels cannot use its {source} ({reason}); needed: {needs} as cc or in CC, "
+            "and a writable XDG_CACHE_HOME or ~/.cache",
+            stacklevel=3,
+        )
+        return None
+    return lib
+
+
+def _compiled(source: Path, command: list[str]) -> Path:
+    digest = hashlib.sha256(source.read_bytes() + HEADER.read_bytes() + " ".join(command).encode()).hexdigest()[:12]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavalign_kernels"
+    path = folder / f"{source.stem}-{digest}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as fresh:
+            made = Path(fresh) / path.name
+            subprocess.run([*command, source, "-o", made], check=True, capture_output=True, text=True)
+            made.replace(path)  # whole or not at all, whoever else is at it
+    return path
