@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .native import Struct, load, run_spans, struct
 
+UNITS = {"avx512f"}
+OPTIONS = ["-mavx512f"]
 SHARE = 1 << 18
 """Entries that are worth a thread: about a tenth of a millisecond."""
 
@@ -23,9 +25,10 @@ def takes(z: Tensor) -> bool:
 
 def softmax(x: Tensor, y: Tensor, entropy: bool, keep_exp: bool) -> tuple[Tensor, ...]:
     """As `torch_rows._softmax`, the entropy's sum included whether asked for or not."""
+    assert y.dtype == torch.int64 and y.is_contiguous() and len(y) == len(x)  # C sees a bare pointer
     top, own = x.new_empty(2, len(x))
     others, energy = x.new_empty(2, len(x), dtype=torch.float64)
-    _call("statistics", _Statistics(x, y.contiguous(), top, own, others, energy, x.shape[1], keep_exp), x)
+    _call("statistics", _Statistics(x, y, top, own, others, energy, x.shape[1], keep_exp), x)
     return tuple(c.to(x.dtype)[:, None] for c in (top, own, others, energy))
 
 
@@ -34,7 +37,8 @@ def gradient(x: Tensor, offset: Tensor, entropy: Tensor, a: Tensor, b: Tensor | 
     if b is None:
         b = entropy = torch.zeros_like(a)  # the entropy may not be known: 0 · NaN is NaN
         a = b - 1.0
-    columns = (c.contiguous() for c in (offset, entropy, a, b))
+    columns = offset, entropy, a, b
+    assert all(c.dtype == x.dtype and c.is_contiguous() and len(c) == len(x) for c in columns)
     _call("gradient", _Gradient(x, *columns, x.shape[1]), x)
 
 
@@ -56,8 +60,8 @@ def library() -> ctypes.CDLL | None:
     """`avx512.c`, or None: see `native.load`."""
     return load(
         "avx512.c",
-        {"avx512f"},
-        ["-mavx512f"],
+        UNITS,
+        OPTIONS,
         without="the softmax over fp32 logits takes PyTorch's six passes, not two",
-        needs="a C compiler that knows AVX-512",
+        needs="a C compiler that knows AVX-512 (gcc 5, clang 4)",
     )

@@ -45,9 +45,9 @@ def run_spans(run: Callable[..., None], *columns: Sequence) -> None:
 def load(
     source: str, units: set[str], options: list[str], *, without: str, needs: str, start: str | None = None
 ) -> ctypes.CDLL | None:
-    """`source`, compiled once on a machine; None where the CPU lacks its units, with a warning where it could be had.
+    """`source`, compiled once for a user; None without Linux or the CPU's units, with a warning where it could be had.
 
-    `without` says what happens otherwise, `needs` what compiler it takes; `start` is one of its functions, 0 if fit.
+    `without` says what happens otherwise, `needs` what it takes; `start` is one of its functions, 0 if fit.
     """
     try:
         if not units <= set(Path("/proc/cpuinfo").read_text().split()):
@@ -55,10 +55,13 @@ def load(
     except OSError:
         return None
     try:
-        lib = ctypes.CDLL(str(_compiled(HERE / source, [*shlex.split(os.environ.get("CC", "cc")), *OPTIONS, *options])))
+        lib = ctypes.CDLL(
+            str(_compiled(HERE / source, [*shlex.split(os.environ.get("CC") or "cc"), *OPTIONS, *options]))
+        )
         if start is not None and getattr(lib, start)():
             raise OSError(f"{start} was refused")
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home
+    # No home is a RuntimeError, a quote without its twin in CC a ValueError.
+    except (OSError, RuntimeError, ValueError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
         warnings.warn(
             f"{without}, because wavalign_kernels cannot use its {source} ({reason}); needed: {needs} as cc or in CC, "
@@ -77,6 +80,6 @@ def _compiled(source: Path, command: list[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
             made = Path(fresh) / path.name
-            subprocess.run([*command, source, "-o", made], check=True, capture_output=True, text=True)
+            subprocess.run([*command, source, "-o", made], check=True, capture_output=True, text=True, errors="replace")
             made.replace(path)  # whole or not at all, whoever else is at it
     return path

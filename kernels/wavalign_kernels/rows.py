@@ -105,7 +105,7 @@ def gather_loss(x: LossInputs, index: Tensor, dtype: torch.dtype) -> LossRows:
         old_logp=pick(x.old_logp),
         ref_logp=pick(x.ref_logp),
         kl_weights=pick(x.kl_weights),
-        entropy_weights=share,
+        entropy_weights=None if share is None else share.to(dtype),
         clip_low=x.clip_low,
         clip_high=x.clip_high,
     )

@@ -15,6 +15,8 @@ from . import avx512
 from .rows import LossRows, Rows, RowStats, Slopes, loss_slopes
 
 BLOCK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}
+LEAST = -1e30
+"""Stands for −∞ where an exponential of 0 is multiplied by its logit: 0 · −∞ is NaN."""
 
 
 def step(
@@ -75,7 +77,7 @@ def step(
 def _passes(z: Tensor) -> tuple[Callable, Callable, int]:
     """The two passes over z, and how many of its rows are a block to them."""
     if avx512.takes(z):
-        return avx512.softmax, avx512.gradient, len(z)
+        return avx512.softmax, avx512.gradient, max(1, len(z))
     height = max(1, min(len(z), BLOCK_BYTES[z.device.type] // (z.shape[1] * z.element_size())))
     scratch = torch.empty(height, z.shape[1], dtype=z.dtype, device=z.device)
     return partial(_softmax, scratch), partial(_gradient, scratch), height
@@ -91,8 +93,8 @@ def _softmax(scratch: Tensor, x: Tensor, y: Tensor, entropy: bool, keep_exp: boo
     shifted, e = (scratch, x) if keep_exp else (x, scratch)
     top = x.amax(-1, keepdim=True)
     torch.sub(x, top, out=shifted)
-    torch.exp(shifted, out=e)
     x_y = shifted.gather(1, y)
+    torch.exp(shifted.clamp_(min=LEAST), out=e)
     e.scatter_(1, y, 0.0)
     others = e.sum(-1, keepdim=True)
     if not entropy:
@@ -115,7 +117,7 @@ def record(stats: RowStats, top: Tensor, x_y: Tensor, others: Tensor, energy: Te
 
 def _gradient(scratch: Tensor, x: Tensor, offset: Tensor, entropy: Tensor, a: Tensor, b: Tensor | None) -> None:
     """x becomes −p (a + b (log p + H)), log p = x − offset, or p without b; the target's entry is left wrong."""
-    x.sub_(offset)
+    x.sub_(offset).clamp_(min=LEAST)
     if b is None:
         x.exp_()
         return

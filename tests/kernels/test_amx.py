@@ -1,15 +1,15 @@
 """bf16 on a CPU with AMX: what `amx.c` could do wrong that the tests of every CPU's path would not see."""
 
-import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
+from c_compiler import can_run
 from wavalign_kernels import ANCHOR, PREFERENCE, LossInputs, amx, linear_logprob, wavalign_loss
 
-HAS_UNITS = Path("/proc/cpuinfo").exists() and set(Path("/proc/cpuinfo").read_text().split()) >= amx.UNITS
-pytestmark = pytest.mark.skipif(not HAS_UNITS or shutil.which("cc") is None, reason="needs a CPU with AMX and a cc")
+pytestmark = pytest.mark.skipif(
+    not can_run(amx.UNITS, amx.OPTIONS), reason="needs a CPU with AMX and a cc that knows it"
+)
 
 
 def softmax(h, w, y, bias=None, tau=1.0):
@@ -103,23 +103,6 @@ def test_many_entries_add_up():
     assert (logp - truth[0]).abs().max() < 2e-6 and entropy is not None and (entropy - truth[1]).abs().max() < 3e-6
 
 
-def test_impossible_entries():
-    """A bias of −∞ leaves an entry out: as if the head did not have it."""
-    h, w, bias = torch.randn(40, 64).bfloat16(), torch.randn(507, 64).bfloat16(), torch.zeros(507).bfloat16()
-    possible = torch.arange(507) % 3 > 0
-    bias[~possible] = -torch.inf
-    y, outcomes = torch.randint(338, (40,)), []
-    for weight, target, b in ((w, possible.nonzero()[y, 0], bias), (w[possible], y, None)):
-        weight = weight.clone().requires_grad_()
-        logp, entropy = linear_logprob(h, weight, target, bias=b, impl="torch")
-        (logp.sum() + entropy.sum()).backward()
-        outcomes.append([logp, entropy, weight.grad])
-    (*values, grad), (*smaller, smaller_grad) = outcomes
-    torch.testing.assert_close(values, smaller)
-    torch.testing.assert_close(grad[possible], smaller_grad)
-    assert torch.count_nonzero(grad[~possible]) == 0
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_is_never_silent(value):
     h, w = torch.randn(40, 64).bfloat16(), torch.randn(507, 64).bfloat16()
@@ -171,5 +154,5 @@ for front in (False, True):
 @pytest.mark.parametrize("extra", [0, -1])
 def test_no_access_outside_the_buffers(extra, child):
     """A child with every buffer against a page without access; with a row too few it must die."""
-    died = child(GUARDED.replace("EXTRA", str(extra)))
-    assert died.returncode == (0 if extra == 0 else -signal.SIGSEGV), died.stderr.decode()
+    done = child(GUARDED.replace("EXTRA", str(extra)))
+    assert done.returncode == (0 if extra == 0 else -signal.SIGSEGV), done.stderr.decode()

@@ -1,16 +1,16 @@
 """fp32 rows on a CPU with AVX-512: what `avx512.c` could do wrong that the tests of every CPU's path would not see."""
 
-import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
+from c_compiler import can_run
 from torch import Tensor
 from wavalign_kernels import avx512
 
-HAS_UNITS = Path("/proc/cpuinfo").exists() and "avx512f" in Path("/proc/cpuinfo").read_text().split()
-pytestmark = pytest.mark.skipif(not HAS_UNITS or shutil.which("cc") is None, reason="needs a CPU with AVX-512 and a cc")
+pytestmark = pytest.mark.skipif(
+    not can_run(avx512.UNITS, avx512.OPTIONS), reason="needs AVX-512 and a cc that knows it"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,11 +81,12 @@ def test_exponentials_to_the_last_place():
     assert ((x[:, 1:] - truth).abs() / truth).max() < 2e-7
 
 
-def test_impossible_entries():
-    """−∞ has no share, whichever comes first; below exp(−87), nothing has."""
-    x, y = torch.randn(8, 507), torch.full((8, 1), 3)
-    x[:, ::2] = -torch.inf
-    x[:, 1] = -torch.finfo(torch.float32).max
+@pytest.mark.parametrize("first", [0, 1])
+def test_impossible_entries(first):
+    """−∞ has no share, wherever it stands."""
+    x, y = torch.randn(8, 507), torch.full((8, 1), 1 - first)
+    x[:, first::2] = -torch.inf
+    x[:, 5 - first] = torch.finfo(torch.float32).min
     *truth, e = sums(x, y)
     for ours, true in zip((*avx512.softmax(x, y, True, True), x), (*truth, e), strict=True):
         torch.testing.assert_close(ours.double(), true, rtol=2e-6, atol=2e-6)
@@ -93,6 +94,24 @@ def test_impossible_entries():
     one = torch.ones(1, 1)
     avx512.gradient(logp, one, one, one, one)
     assert torch.count_nonzero(logp) == 0
+
+
+def test_what_is_too_small_counts_as_nothing():
+    x, y = torch.tensor([[0.0, -86.9, -87.1, -200.0]]), torch.zeros(1, 1, dtype=torch.long)
+    left = x.clone()
+    avx512.softmax(x, y, True, True)
+    assert (x > 0).tolist() == [[False, True, False, False]]
+    avx512.gradient(left, *torch.zeros(2, 1, 1), torch.ones(1, 1), torch.zeros(1, 1))
+    assert (left < 0).tolist() == [[True, True, False, False]]
+
+
+def test_bare_pointers_are_checked():
+    x, y, one = torch.randn(4, 16), torch.zeros(4, 1, dtype=torch.long), torch.ones(4, 1)
+    with pytest.raises(AssertionError):
+        avx512.softmax(x, y.int(), True, True)
+    for wrong in (one.double(), one[:3], torch.ones(4, 2)[:, :1]):
+        with pytest.raises(AssertionError):
+            avx512.gradient(x, one, one, one, wrong)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -130,5 +149,5 @@ for front in (False, True):
 @pytest.mark.parametrize("extra", [0, 1])
 def test_no_access_outside_the_buffers(extra, child):
     """A child with every buffer against a page without access; with a row too many it must die."""
-    died = child(GUARDED.replace("EXTRA", str(extra)))
-    assert died.returncode == (0 if extra == 0 else -signal.SIGSEGV), died.stderr.decode()
+    done = child(GUARDED.replace("EXTRA", str(extra)))
+    assert done.returncode == (0 if extra == 0 else -signal.SIGSEGV), done.stderr.decode()

@@ -331,6 +331,26 @@ def test_nan_is_never_silent():
     assert torch.isnan(logits_loss(head[0].detach() @ head[1].detach().T, x, impl="torch").loss)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("every_cpu")
+def test_impossible_entries(dtype):
+    """A bias of −∞ leaves an entry out: as if the head did not have it."""
+    h, w, bias = torch.randn(40, 64).to(dtype), torch.randn(507, 64).to(dtype), torch.zeros(507).to(dtype)
+    possible = torch.arange(507) % 3 > 0
+    bias[~possible] = -torch.inf
+    y, outcomes = torch.randint(338, (40,)), []
+    for weight, target, b in ((w, possible.nonzero()[y, 0], bias), (w[possible], y, None)):
+        weight = weight.clone().requires_grad_()
+        logp, entropy = linear_logprob(h, weight, target, bias=b, impl="torch")
+        assert entropy is not None
+        (logp.sum() + entropy.sum()).backward()
+        outcomes.append([logp, entropy, weight.grad])
+    (*values, grad), (*smaller, smaller_grad) = outcomes
+    torch.testing.assert_close(values, smaller)
+    torch.testing.assert_close(grad[possible], smaller_grad)
+    assert torch.count_nonzero(grad[~possible]) == 0
+
+
 @pytest.mark.parametrize("shift", [-128.0, -3e4, 3e4])
 @pytest.mark.usefixtures("every_cpu")
 def test_rows_far_from_zero(shift):
