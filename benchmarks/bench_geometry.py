@@ -43,10 +43,11 @@ def build(dtype: Any) -> Any:
     with torch.device("meta"):
         model = Qwen2ForCausalLM(config).to(dtype)
     model.to_empty(device="cpu")
+    g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Drawn once and repeated: a billion random numbers take longer than the step.
-            block = torch.ones(1) if "norm" in name else torch.randn(1_000_003) * 0.02
+            block = torch.ones(1) if "norm" in name else torch.randn(1_000_003, generator=g) * 0.02
             flat = parameter.view(-1)
             for a in range(0, len(flat), len(block)):
                 flat[a : a + len(block)] = block[: len(flat) - a]
