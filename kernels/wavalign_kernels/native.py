@@ -55,9 +55,7 @@ def load(
     except OSError:
         return None
     try:
-        lib = ctypes.CDLL(
-            str(_compiled(HERE / source, [*shlex.split(os.environ.get("CC") or "cc"), *OPTIONS, *options]))
-        )
+        lib = ctypes.CDLL(str(_compiled(HERE / source, options)))
         if start is not None and getattr(lib, start)():
             raise OSError(f"{start} was refused")
     # No home is a RuntimeError, a quote without its twin in CC a ValueError.
@@ -72,7 +70,8 @@ def load(
     return lib
 
 
-def _compiled(source: Path, command: list[str]) -> Path:
+def _compiled(source: Path, options: list[str]) -> Path:
+    command = [*shlex.split(os.environ.get("CC") or "cc"), *OPTIONS, *options]
     digest = hashlib.sha256(source.read_bytes() + HEADER.read_bytes() + " ".join(command).encode()).hexdigest()[:12]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavalign_kernels"
     path = folder / f"{source.stem}-{digest}.so"
