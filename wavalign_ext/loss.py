@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from wavalign_ext.weights import ANCHOR as ANCHOR_ROW
+
 # verl's guard against overflow in exp(new − old), which also bounds a k3 term (core_algos.py).
 LOG_RATIO_LIMIT = 20.0
 
@@ -101,38 +103,79 @@ ROW_FIELDS = ("preference_weight", "anchor_weight", "text_weight", "speech_weigh
 
 
 class VerlLoss:
-    """:func:`combined_loss` as verl's ``set_loss_fn`` takes it: called with one micro-batch on one rank."""
+    """:func:`combined_loss` as verl's ``set_loss_fn`` takes it: called with one micro-batch on one rank.
 
-    def __init__(self, coefficients: LossCoefficients) -> None:
-        self.coefficients = coefficients
+    ``one_pass`` lets the fused head make the loss and its gradient together (:meth:`head_loss`); without it, or without
+    that head, the loss is made here from log-probs. Both are the same number: ``tests/plugin/test_one_pass.py``.
+    """
+
+    def __init__(self, coefficients: LossCoefficients, one_pass: bool = True) -> None:
+        self.coefficients, self.one_pass = coefficients, one_pass
+
+    def head_loss(self, data: Any) -> dict[str, Any] | None:
+        """What the fused head needs to make the loss of a micro-batch; None where it cannot.
+
+        Fields of :class:`wavalign_kernels.LossInputs`; columns (K,) over the response tokens, row after row.
+        """
+        if not self.one_pass:
+            return None
+        from wavalign_kernels import ANCHOR, NONE, PREFERENCE
+
+        c, lam = self.coefficients, data["wavalign_lambda"]
+        weight, target = data["preference_weight"].values(), data["anchor_weight"].values()
+        needed = self._needed(data)
+        on_anchor = self._per_token(data, data["row_kind"] == ANCHOR_ROW)
+        kind = torch.where(needed, torch.where(on_anchor, ANCHOR, PREFERENCE), NONE)
+        kl = None
+        if "ref_log_prob" in data:
+            kl = c.kl_text * data["text_weight"].values() + c.kl_speech * data["speech_weight"].values()
+        # FSDP averages gradients over ranks, so a sum over all rows of the mini-batch needs a factor dp_size.
+        denominator = 1 / data["dp_size"]
+        return {
+            "kind": kind,
+            "weights": torch.where(on_anchor, target, weight),
+            "advantages": data["advantages"].values(),
+            "old_logp": data["old_log_probs"].values() if "old_log_probs" in data else None,
+            "ref_logp": None if kl is None else data["ref_log_prob"].values(),
+            "kl_weights": kl,
+            "entropy_coef": c.entropy,
+            "clip_low": c.clip_low,
+            "clip_high": c.clip_high,
+            "lam": lam,
+            "preference_denominator": denominator,
+            "anchor_denominator": denominator,
+        }
 
     def needed_tokens(self, data: Any) -> torch.Tensor | None:
-        """Response tokens (R, T) whose log-prob this loss or its metrics use; None for all. The head skips the rest."""
+        """Response tokens (K,), row after row, whose log-prob this loss or its metrics use. The head skips the rest."""
+        return self._needed(data)
+
+    def _needed(self, data: Any) -> torch.Tensor:
         from verl.utils import tensordict_utils as tu
 
-        from wavalign_ext.weights import ANCHOR
-
-        if tu.get_non_tensor_data(data, "calculate_entropy", False):
-            return None
-        rows: Any = data.select(*ROW_FIELDS, "row_kind").to_padded_tensor()
-        with_kl, anchor = "ref_log_prob" in data, (rows["row_kind"] == ANCHOR)[:, None]
-        needed = (rows["preference_weight"] > 0) | (rows["anchor_weight"] > 0)
+        with_kl, on_anchor = "ref_log_prob" in data, self._per_token(data, data["row_kind"] == ANCHOR_ROW)
+        all_rollouts = bool(tu.get_non_tensor_data(data, "calculate_entropy", False))
+        needed = (data["preference_weight"].values() > 0) | (data["anchor_weight"].values() > 0)
         for name, coefficient in (("text", self.coefficients.kl_text), ("speech", self.coefficients.kl_speech)):
-            needed |= (rows[f"{name}_weight"] > 0) & (anchor | (with_kl and coefficient > 0))
+            wanted = on_anchor | (all_rollouts or (with_kl and coefficient > 0))
+            needed |= (data[f"{name}_weight"].values() > 0) & wanted
         return needed
+
+    @staticmethod
+    def _per_token(data: Any, rows: torch.Tensor) -> torch.Tensor:
+        """(R,) -> (K,): a row's value at each of its response tokens."""
+        lengths = data["responses"].offsets().diff()
+        return torch.repeat_interleave(rows, lengths, output_size=len(data["responses"].values()))
 
     def __call__(
         self, model_output: dict[str, Any], data: Any, dp_group: Any = None
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """(loss, metrics).
 
-        FSDP averages gradients over ranks, so a sum over all rows of the mini-batch needs a factor ``dp_size``; verl
-        averages a SUM metric over ranks as well, so the parts carry it too.
+        verl averages a SUM metric over ranks, so the parts carry the factor ``dp_size`` as the loss does.
         """
         from verl.utils.metric import AggregationType, Metric
         from verl.workers.utils.padding import no_padding_2_padding
-
-        from wavalign_ext.weights import ANCHOR
 
         fields = [*ROW_FIELDS, "old_log_probs", "advantages", "row_kind"]
         fields += ["ref_log_prob"] if "ref_log_prob" in data else []
@@ -143,7 +186,7 @@ class VerlLoss:
                 logp=no_padding_2_padding(model_output["log_probs"], data),
                 old_logp=rows["old_log_probs"],
                 advantage=rows["advantages"],
-                is_anchor=(rows["row_kind"] == ANCHOR).unsqueeze(-1),
+                is_anchor=(rows["row_kind"] == ANCHOR_ROW).unsqueeze(-1),
                 reference=rows.get("ref_log_prob", None),
                 entropy=None if entropy is None else no_padding_2_padding(entropy, data),
                 **{name: rows[name] for name in ROW_FIELDS},
@@ -156,4 +199,5 @@ class VerlLoss:
             f"actor/{name}": Metric(value=value * dp_size, aggregation=AggregationType.SUM)
             for name, value in outputs.parts.items()
         }
-        return outputs.loss * dp_size, metrics
+        made = model_output.pop("loss", None)  # by the head, of this very micro-batch
+        return outputs.loss * dp_size if made is None else made, metrics

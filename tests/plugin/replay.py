@@ -105,7 +105,8 @@ def make_worker(model: str, micro: str, overrides: list[str]) -> TrainingWorker:
     made = TrainingWorker(config=worker)
     made.reset()
     kl = config.wavalign.kl
-    made.set_loss_fn(VerlLoss(LossCoefficients(kl_text=kl.text, kl_speech=kl.speech)))
+    one_pass = os.environ.get("ONE_PASS", "1") == "1"
+    made.set_loss_fn(VerlLoss(LossCoefficients(kl_text=kl.text, kl_speech=kl.speech), one_pass=one_pass))
     return made
 
 
