@@ -1,10 +1,12 @@
-"""Actor update, time per row and peak memory: WavAlign (rollouts and anchors) against stock verl GRPO (the same
-rollouts), and the fused head against the model's own, alternating.
+"""What learning from a row costs, all passes counted: WavAlign beside stock verl GRPO, alternating in one process.
 
-    VERL_PLATFORM=cpu python benchmarks/bench_update.py [--rounds 7] [--model FOLDER]
+    VERL_PLATFORM=cpu python benchmarks/bench_update.py [--rounds 7] [--geometry pocket|large] [--model FOLDER]
 
-One process, verl's own training worker, the pocket model unless --model says otherwise. Memory: peak resident above
-what was resident before the update (VmHWM). Prints medians and ratios, and appends a line to
+Stock GRPO computes old log-probs with entropies, reference log-probs and the update, with the model's own head and with
+verl's fused head (impl_backend torch). WavAlign has an anchor row beside the four rollouts of a prompt, computes
+reference log-probs of the rollouts, and the loss in one pass. All sides share one model, one optimiser and verl's own
+training worker. Memory: peak resident of the update above what was resident before it (VmHWM). Geometry ``large``:
+vocabulary 168072, hidden 1024, 4 layers, random weights. Prints medians of paired ratios and appends a line per side to
 benchmarks/results/update.csv.
 """
 
@@ -13,16 +15,37 @@ import csv
 import os
 import statistics
 import sys
+import tempfile
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results") / "update.csv"
-PROMPTS, ROLLOUTS, PROMPT_TOKENS, RESPONSE_TOKENS = 16, 4, 48, 52
+ROLLOUTS, PROMPT_TOKENS, RESPONSE_TOKENS = 4, 48, 52
+GEOMETRIES = {"pocket": (16, 4096), "large": (4, 1024)}  # prompts, tokens of a micro-batch
+OWN, VERL, OURS = "stock GRPO, the model's head", "stock GRPO, verl's fused head", "WavAlign"
 
 
-def make_worker(model: str, fused: bool) -> tuple[Any, Any]:
+def large_model(folder: Path) -> str:
+    """A folder with a random Qwen2 whose head matters."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+    config = Qwen2Config(
+        vocab_size=168072,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    Qwen2Tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def make_worker(model: str, tokens: int) -> tuple[Any, Any]:
     """(verl's training worker on one rank, the actor's configuration)."""
     from hydra import compose, initialize_config_module
     from verl.utils.config import omega_conf_to_dataclass
@@ -30,8 +53,7 @@ def make_worker(model: str, fused: bool) -> tuple[Any, Any]:
     from verl.workers.engine_workers import TrainingWorker
 
     with initialize_config_module("verl.trainer.config", version_base=None):
-        head = f"actor_rollout_ref.model.use_fused_kernels={fused}"
-        config = compose("ppo_trainer", ["+recipe=wavalign", f"actor_rollout_ref.model.path={model}", head])
+        config = compose("ppo_trainer", ["+recipe=wavalign", f"actor_rollout_ref.model.path={model}"])
     config.actor_rollout_ref.actor.optim.total_training_steps = 1000
     actor: Any = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     settings = TrainingWorkerConfig(
@@ -41,15 +63,16 @@ def make_worker(model: str, fused: bool) -> tuple[Any, Any]:
         optimizer_config=actor.optim,
         checkpoint_config=actor.checkpoint,
     )
-    settings.engine_config.use_dynamic_bsz = True
-    settings.engine_config.max_token_len_per_gpu = 4096
+    engine = settings.engine_config
+    engine.use_dynamic_bsz = True
+    engine.max_token_len_per_gpu = engine.infer_max_token_len_per_gpu = tokens
     worker = TrainingWorker(config=settings)
     worker.reset()
     return worker, actor
 
 
-def make_rows(vocabulary: int, anchors: bool) -> Any:
-    """Equal rows for both sides: rollouts with advantages, and with ``anchors`` one target per prompt."""
+def make_rows(vocabulary: int, prompts: int, anchors: bool) -> Any:
+    """Equal rows for all sides: rollouts with advantages, and with ``anchors`` one target per prompt."""
     import torch
 
     from wavalign_ext.anchor import rows_to_tensordict, supervised_row
@@ -58,7 +81,7 @@ def make_rows(vocabulary: int, anchors: bool) -> Any:
     from wavalign_ext.weights import ANCHOR, ROLLOUT, token_weights
 
     generator = torch.Generator().manual_seed(0)
-    kinds = [ROLLOUT] * (PROMPTS * ROLLOUTS) + [ANCHOR] * (PROMPTS * anchors)
+    kinds = [ROLLOUT] * (prompts * ROLLOUTS) + [ANCHOR] * (prompts * anchors)
     rows = []
     for kind in kinds:
         ids = torch.randint(vocabulary, (PROMPT_TOKENS + RESPONSE_TOKENS,), generator=generator)
@@ -66,7 +89,7 @@ def make_rows(vocabulary: int, anchors: bool) -> Any:
         row = supervised_row(ids[:PROMPT_TOKENS].tolist(), ids[PROMPT_TOKENS:].tolist(), kind, modality)
         noise = torch.randn(3, RESPONSE_TOKENS, generator=generator)
         row |= {"old_log_probs": noise[0] - 7, "ref_log_prob": noise[1] - 7, "advantages": noise[2]}
-        row |= {"temperature": torch.tensor(0.9)}
+        row |= {"rollout_log_probs": noise[0] - 7, "temperature": torch.tensor(0.9)}
         rows.append(row)
     weights = token_weights(
         torch.stack([row["modality"] for row in rows]),
@@ -84,24 +107,74 @@ def make_rows(vocabulary: int, anchors: bool) -> Any:
     return rows_to_tensordict(rows)
 
 
-def update(worker: Any, rows: Any, loss: Any) -> dict[str, float]:
-    """wall_ms and peak_mib of one optimiser step over ``rows``."""
-    from bench_kernel import measure_cpu
+class Learner:
+    """One model and optimiser, with the head of either side."""
+
+    def __init__(self, worker: Any, actor: Any, prompts: int) -> None:
+        from verl.models.transformers.dense_common import forward_with_torch_backend
+        from verl.workers.utils.losses import ppo_loss
+
+        from wavalign_ext.loss import LossCoefficients, VerlLoss
+
+        self.worker, self.fused = worker, worker.engine.fused
+        self.model_class, self.verl_forward = type(worker.engine.module), forward_with_torch_backend
+        self.stock_loss, self.our_loss = partial(ppo_loss, actor), VerlLoss(LossCoefficients())
+        vocabulary = worker.engine.module.config.vocab_size
+        self.rollouts = make_rows(vocabulary, prompts, anchors=False)
+        self.mixed = make_rows(vocabulary, prompts, anchors=True)
+        del self.mixed["old_log_probs"]
+
+    def measure(self, side: str) -> dict[str, float]:
+        """Milliseconds of each pass over one batch, per row that is learnt from, and the update's peak in MiB."""
+        from bench_kernel import measure_cpu
+
+        own = self.model_class.forward
+        self.worker.engine.fused = self.fused if side == OURS else None
+        if side == VERL:
+            self.model_class.forward = self.verl_forward
+        try:
+            batch = self.mixed if side == OURS else self.rollouts
+            passes = {} if side == OURS else {"old": partial(self.infer, self.rollouts, side, True)}
+            passes |= {
+                "reference": partial(self.infer, self.rollouts, side, False),
+                "update": partial(self.update, batch, side),
+            }
+            measured = {name: measure_cpu(run)[0] for name, run in passes.items()}
+        finally:
+            self.model_class.forward = own
+        times = {name: numbers["wall_ms"] / len(batch) for name, numbers in measured.items()}
+        return times | {"all": sum(times.values()), "update_mib": measured["update"]["peak_mib"]}
+
+    def infer(self, rows: Any, side: str, entropy: bool) -> Any:
+        return self.worker.infer_batch(self.settings(rows, side, calculate_entropy=entropy, compute_loss=False))
+
+    def update(self, rows: Any, side: str) -> Any:
+        data = self.settings(rows, side, calculate_entropy=False, wavalign_lambda=0.4, epochs=1, seed=1)
+        extra = {"global_batch_size": len(rows), "mini_batch_size": len(rows), "dataloader_kwargs": {"shuffle": False}}
+        self.worker.set_loss_fn(self.our_loss if side == OURS else self.stock_loss)
+        return self.worker.train_mini_batch(_with(data, extra))
+
+    def settings(self, rows: Any, side: str, **extra: Any) -> Any:
+        data = rows.clone()
+        if side == VERL:  # its fused head takes one temperature for all rows
+            del data["temperature"]
+            extra["temperature"] = 0.9
+        return _with(data, extra | {"use_fused_kernels": side == VERL})
+
+
+def _with(data: Any, extra: dict[str, Any]) -> Any:
     from verl.utils import tensordict_utils as tu
 
-    data, count = rows.clone(), len(rows)
-    extra = {"wavalign_lambda": 0.4, "global_batch_size": count, "mini_batch_size": count, "epochs": 1, "seed": 1}
-    extra |= {"dataloader_kwargs": {"shuffle": False}, "calculate_entropy": False}
     for name, value in extra.items():
         tu.assign_non_tensor_data(data, name, value)
-    worker.set_loss_fn(loss)
-    return measure_cpu(lambda: worker.train_mini_batch(data))[0]
+    return data
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds of each side, after one warm-up")
-    parser.add_argument("--model", help="Hugging Face folder; default: the pocket model, built when missing")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="pocket", help="sizes of model and batch")
+    parser.add_argument("--model", help="Hugging Face folder in place of the geometry's own")
     arguments = parser.parse_args()
     if "MALLOC_MMAP_THRESHOLD_" not in os.environ:  # so that memory is seen as it is used
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
@@ -109,49 +182,54 @@ def main() -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29655")
 
     import verl  # noqa: F401  (loads the plugin)
-    from verl.workers.utils.losses import ppo_loss
 
-    from wavalign_ext.loss import LossCoefficients, VerlLoss
     from wavalign_ext.pocket.build import build
 
-    model = arguments.model or str(build() / "model")
-    worker, actor = make_worker(model, fused=True)
-    unfused, _ = make_worker(model, fused=False)
-    vocabulary = worker.engine.module.config.vocab_size
-    rollouts, mixed = make_rows(vocabulary, anchors=False), make_rows(vocabulary, anchors=True)
-    sides = {
-        "stock GRPO": (worker, rollouts, partial(ppo_loss, actor)),
-        "WavAlign": (worker, mixed, VerlLoss(LossCoefficients())),
-        "WavAlign, the model's own head": (unfused, mixed, VerlLoss(LossCoefficients())),
-    }
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    peaks: dict[str, list[float]] = {name: [] for name in sides}
+    prompts, tokens = GEOMETRIES[arguments.geometry]
+    with tempfile.TemporaryDirectory() as folder:
+        own = partial(large_model, Path(folder)) if arguments.geometry == "large" else lambda: str(build() / "model")
+        learner = Learner(*make_worker(arguments.model or own(), tokens), prompts)
+    measured: dict[str, list[dict[str, float]]] = {OWN: [], VERL: [], OURS: []}
     for number in range(arguments.rounds + 1):
-        for name, side in sides.items():
-            measured = update(*side)
+        for side, rounds in measured.items():
+            numbers = learner.measure(side)
             if number:
-                times[name].append(measured["wall_ms"] / len(side[1]))
-                peaks[name].append(measured["peak_mib"])
-    report(times, peaks, arguments.rounds)
+                rounds.append(numbers)
+    report(arguments.geometry, measured)
 
 
-def report(times: dict[str, list[float]], peaks: dict[str, list[float]], rounds: int) -> None:
-    """Print and store medians, and the ratio of pairs."""
-    stock, ours, unfused = (statistics.median(column) for column in times.values())
-    memory = [statistics.median(column) for column in peaks.values()]
-    for name, time, peak in zip(times, (stock, ours, unfused), memory, strict=True):
-        print(f"{name:<31} {time:7.2f} ms per row, peak {peak:6.0f} MiB (medians of {rounds})")
-    ratios = [b / a for a, b in zip(times["stock GRPO"], times["WavAlign"], strict=True)]
-    ratio = statistics.median(ratios)
-    print(f"WavAlign to stock GRPO {ratio:7.3f} (median of pairs; {min(ratios):.3f} to {max(ratios):.3f})")
-    values = {"date": date.today(), "rounds": rounds, "stock_ms_per_row": stock, "wavalign_ms_per_row": ours}
-    values |= {"ratio": ratio, "own_head_ms_per_row": unfused, "wavalign_mib": memory[1], "own_head_mib": memory[2]}
+def report(geometry: str, measured: dict[str, list[dict[str, float]]]) -> None:
+    """Print and store medians, and the median ratio of pairs."""
+    rows = []
+    for side, rounds in measured.items():
+        middle = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+        pairs = {
+            f"to_{name}": statistics.median(a["all"] / b["all"] for a, b in zip(rounds, measured[other], strict=True))
+            for name, other in (("own_head", OWN), ("verl_head", VERL))
+        }
+        rows.append({"date": date.today(), "geometry": geometry, "side": side, "rounds": len(rounds)} | middle | pairs)
+        parts = ", ".join(f"{name} {middle[name]:.2f}" for name in ("old", "reference", "update") if name in middle)
+        ratios = " and ".join(f"{value:.2f} x {name[3:]}" for name, value in pairs.items())
+        print(f"{side:<30} {middle['all']:8.2f} ms a row ({parts}), update {middle['update_mib']:.0f} MiB; {ratios}")
+    names = [
+        "date",
+        "geometry",
+        "side",
+        "rounds",
+        "old",
+        "reference",
+        "update",
+        "all",
+        "update_mib",
+        "to_own_head",
+        "to_verl_head",
+    ]
     new = not RESULTS.exists()
     with open(RESULTS, "a", newline="") as file:
-        table = csv.DictWriter(file, list(values))
+        table = csv.DictWriter(file, names)
         if new:
             table.writeheader()
-        table.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in values.items()})
+        table.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
 if __name__ == "__main__":

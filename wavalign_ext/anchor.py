@@ -35,6 +35,7 @@ def supervised_row(
         "response_mask": mask,
         "loss_mask": mask,
         "old_log_probs": zeros,
+        "rollout_log_probs": zeros,
         "ref_log_prob": zeros,
         "advantages": zeros,
         "modality": modality.to(torch.int64),

@@ -152,6 +152,18 @@ class SamplesConfig:
 
 
 @dataclass(frozen=True)
+class UpdateConfig:
+    """How an update computes: neither key changes its result.
+
+    ``one_pass``: the fused head makes the loss and its gradient together. ``skip_old_log_probs``: where one optimiser
+    step follows a batch, the update's own log-probs are the old ones.
+    """
+
+    one_pass: bool = True
+    skip_old_log_probs: bool = True
+
+
+@dataclass(frozen=True)
 class WavAlignConfig:
     """Everything under ``wavalign`` in a recipe. ``layout``, ``codec`` and ``heard_codec`` are resolved elsewhere."""
 
@@ -166,6 +178,7 @@ class WavAlignConfig:
     mixing: MixingConfig = field(default_factory=MixingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
     hold_schedule: bool = False
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
@@ -194,6 +207,7 @@ _SECTIONS: dict[str, type] = {
     "kl": KLConfig,
     "mixing": MixingConfig,
     "reward": RewardConfig,
+    "update": UpdateConfig,
     "samples": SamplesConfig,
     "watchdog": WatchdogConfig,
 }

@@ -3,11 +3,13 @@
 :func:`combined_loss` is the definition, on plain tensors; :class:`VerlLoss` is what verl's worker calls.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from wavalign_ext.policy_sums import LARGEST, policy_sums
 from wavalign_ext.weights import ANCHOR as ANCHOR_ROW
 
 # verl's guard against overflow in exp(new − old), which also bounds a k3 term (core_algos.py).
@@ -29,11 +31,12 @@ class LossCoefficients:
 class LossInputs:
     """Per response token, shape (R, T); weights as :class:`wavalign_ext.weights.TokenWeights` has them.
 
-    ``is_anchor`` has shape (R, 1). ``reference`` and ``entropy`` are None where the run has no such term.
+    ``is_anchor`` has shape (R, 1). ``reference`` and ``entropy`` are None where the run has no such term; ``old_logp``
+    where the policy is the one that sampled: then ρ = 1, with the gradient of ρ.
     """
 
     logp: torch.Tensor
-    old_logp: torch.Tensor
+    old_logp: torch.Tensor | None
     advantage: torch.Tensor
     preference_weight: torch.Tensor
     anchor_weight: torch.Tensor
@@ -64,7 +67,8 @@ def combined_loss(inputs: LossInputs, lam: float, coefficients: LossCoefficients
     on_rollouts = (~i.is_anchor).to(i.logp.dtype)
     text, speech = i.text_weight * on_rollouts, i.speech_weight * on_rollouts
 
-    log_ratio = torch.clamp(i.logp - i.old_logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    old_logp = i.logp.detach() if i.old_logp is None else i.old_logp
+    log_ratio = torch.clamp(i.logp - old_logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     # Where the weight is 0 the old log-probs mean nothing (anchor rows have none): their ratio must reach no product.
     ratio = torch.where(i.preference_weight > 0, log_ratio, 0.0).exp()
     clipped = torch.clamp(ratio, 1 - c.clip_low, 1 + c.clip_high)
@@ -123,8 +127,7 @@ class VerlLoss:
 
         c, lam = self.coefficients, data["wavalign_lambda"]
         weight, target = data["preference_weight"].values(), data["anchor_weight"].values()
-        needed = self._needed(data)
-        on_anchor = self._per_token(data, data["row_kind"] == ANCHOR_ROW)
+        on_anchor, needed = self._on_anchor(data), self.needed_tokens(data)
         kind = torch.where(needed, torch.where(on_anchor, ANCHOR, PREFERENCE), NONE)
         kl = None
         if "ref_log_prob" in data:
@@ -146,26 +149,26 @@ class VerlLoss:
             "anchor_denominator": denominator,
         }
 
-    def needed_tokens(self, data: Any) -> torch.Tensor | None:
+    def needed_tokens(self, data: Any) -> torch.Tensor:
         """Response tokens (K,), row after row, whose log-prob this loss or its metrics use. The head skips the rest."""
-        return self._needed(data)
+        return self._needed({name: data[name].values() for name in ROW_FIELDS}, self._on_anchor(data), data)
 
-    def _needed(self, data: Any) -> torch.Tensor:
+    def _needed(self, weights: Mapping[str, torch.Tensor], on_anchor: torch.Tensor, data: Any) -> torch.Tensor:
         from verl.utils import tensordict_utils as tu
 
-        with_kl, on_anchor = "ref_log_prob" in data, self._per_token(data, data["row_kind"] == ANCHOR_ROW)
-        all_rollouts = bool(tu.get_non_tensor_data(data, "calculate_entropy", False))
-        needed = (data["preference_weight"].values() > 0) | (data["anchor_weight"].values() > 0)
+        with_kl, all_rollouts = "ref_log_prob" in data, bool(tu.get_non_tensor_data(data, "calculate_entropy", False))
+        needed = (weights["preference_weight"] > 0) | (weights["anchor_weight"] > 0)
         for name, coefficient in (("text", self.coefficients.kl_text), ("speech", self.coefficients.kl_speech)):
             wanted = on_anchor | (all_rollouts or (with_kl and coefficient > 0))
-            needed |= (data[f"{name}_weight"].values() > 0) & wanted
+            needed = needed | ((weights[f"{name}_weight"] > 0) & wanted)
         return needed
 
     @staticmethod
-    def _per_token(data: Any, rows: torch.Tensor) -> torch.Tensor:
-        """(R,) -> (K,): a row's value at each of its response tokens."""
+    def _on_anchor(data: Any) -> torch.Tensor:
+        """(K,): whether a response token is of an anchor row."""
         lengths = data["responses"].offsets().diff()
-        return torch.repeat_interleave(rows, lengths, output_size=len(data["responses"].values()))
+        count = len(data["responses"].values())
+        return torch.repeat_interleave(data["row_kind"] == ANCHOR_ROW, lengths, output_size=count)
 
     def __call__(
         self, model_output: dict[str, Any], data: Any, dp_group: Any = None
@@ -177,27 +180,32 @@ class VerlLoss:
         from verl.utils.metric import AggregationType, Metric
         from verl.workers.utils.padding import no_padding_2_padding
 
-        fields = [*ROW_FIELDS, "old_log_probs", "advantages", "row_kind"]
-        fields += ["ref_log_prob"] if "ref_log_prob" in data else []
-        rows = data.select(*fields).to_padded_tensor()
-        entropy = model_output.get("entropy")
-        outputs = combined_loss(
-            LossInputs(
-                logp=no_padding_2_padding(model_output["log_probs"], data),
-                old_logp=rows["old_log_probs"],
-                advantage=rows["advantages"],
-                is_anchor=(rows["row_kind"] == ANCHOR_ROW).unsqueeze(-1),
-                reference=rows.get("ref_log_prob", None),
-                entropy=None if entropy is None else no_padding_2_padding(entropy, data),
-                **{name: rows[name] for name in ROW_FIELDS},
-            ),
-            data["wavalign_lambda"],
-            self.coefficients,
+        optional = [name for name in ("old_log_probs", "ref_log_prob", "rollout_log_probs") if name in data]
+        rows = data.select(*ROW_FIELDS, "advantages", "row_kind", "responses", *optional).to_padded_tensor()
+        logp, entropy = no_padding_2_padding(model_output["log_probs"], data), model_output.get("entropy")
+        entropy = None if entropy is None else no_padding_2_padding(entropy, data)
+        inputs = LossInputs(
+            logp=logp,
+            old_logp=rows.get("old_log_probs", None),
+            advantage=rows["advantages"],
+            is_anchor=(rows["row_kind"] == ANCHOR_ROW).unsqueeze(-1),
+            reference=rows.get("ref_log_prob", None),
+            entropy=entropy,
+            **{name: rows[name] for name in ROW_FIELDS},
         )
-        dp_size = data["dp_size"]
+        outputs, dp_size = combined_loss(inputs, data["wavalign_lambda"], self.coefficients), data["dp_size"]
+        sums = {f"actor/{name}": value for name, value in outputs.parts.items()}
+        if inputs.old_logp is None:
+            computed = self._needed(rows, inputs.is_anchor, data) & ~inputs.is_anchor
+            masks = {name: computed & (rows[f"{name}_weight"] > 0) for name in ("text", "speech")}
+            streams = {"entropy_RT": entropy, "reference_RT": inputs.reference}
+            sums |= policy_sums(logp, masks, rollout_logp_RT=rows.get("rollout_log_probs", None), **streams)
+        values = torch.stack([value.detach().double() for value in sums.values()]).tolist()  # one wait for the device
         metrics = {
-            f"actor/{name}": Metric(value=value * dp_size, aggregation=AggregationType.SUM)
-            for name, value in outputs.parts.items()
+            name: Metric(value=value, aggregation=AggregationType.MAX)
+            if name == LARGEST
+            else Metric(value=value * dp_size, aggregation=AggregationType.SUM)
+            for name, value in zip(sums, values, strict=True)
         }
-        made = model_output.pop("loss", None)  # by the head, of this very micro-batch
-        return outputs.loss * dp_size if made is None else made, metrics
+        loss = model_output.pop("loss", None)  # by the head, of this very micro-batch
+        return outputs.loss * dp_size if loss is None else loss, metrics

@@ -27,11 +27,13 @@ from wavalign_ext.advantage import Route, preferred_tokens
 from wavalign_ext.anchor import rows_to_tensordict
 from wavalign_ext.codecs import load_codec
 from wavalign_ext.config import WavAlignConfig
+from wavalign_ext.fused_head import SCORE_ONLY
 from wavalign_ext.held_out import held_out_nll
 from wavalign_ext.layout import load_layout
 from wavalign_ext.loss import LossCoefficients, VerlLoss
 from wavalign_ext.metrics import RolloutBatch, reward_metrics, rollout_metrics
 from wavalign_ext.mixing import MixingController
+from wavalign_ext.policy_sums import policy_metrics
 from wavalign_ext.routes import rewards_by_modality
 from wavalign_ext.samples import SampleWriter, plain
 from wavalign_ext.update import ActorUpdate, real_rows
@@ -39,6 +41,7 @@ from wavalign_ext.watchdog import watching
 from wavalign_ext.weights import modality_masks
 
 STATE_FILE = "wavalign.json"
+KL_TOKENS = "kl_tokens"  # column of a row: 1 on the response tokens whose KL counts
 # verl looks for finished rollouts every 2 s: half of that is lost in every step, and a step of a small model has 6.
 POLL_S = 0.2
 
@@ -55,6 +58,9 @@ class WavAlignTrainer(PPOTrainerSync):
         self.wav = WavAlignConfig.from_mapping(node)
         self.mixing = MixingController(self.wav.mixing, self.wav.reward.scale)
         self.lam = 0.0
+        self.skips_old_log_probs = self.wav.update.skip_old_log_probs and one_step_follows(config)
+        if self.skips_old_log_probs:  # verl would make metrics of a correction that is off, from old log-probs
+            config.algorithm.rollout_correction = None
         # verl's TensorBoard logger has no other switch for its folder.
         os.environ.setdefault("TENSORBOARD_DIR", os.path.join(config.trainer.default_local_dir, "tensorboard"))
         super().__init__(config)
@@ -70,7 +76,7 @@ class WavAlignTrainer(PPOTrainerSync):
             kl_speech=self.wav.kl.speech,
             entropy=actor.entropy_coeff,
         )
-        self.actor_rollout_wg.set_loss_fn(VerlLoss(coefficients))
+        self.actor_rollout_wg.set_loss_fn(VerlLoss(coefficients, one_pass=self.wav.update.one_pass))
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
@@ -123,6 +129,29 @@ class WavAlignTrainer(PPOTrainerSync):
         with open(os.path.join(folder, STATE_FILE)) as file:
             self.mixing.load_state_dict(json.load(file)["mixing"])
         print(f"wavalign: resumed step {self.global_steps} with λ average {self.mixing.average}", flush=True)
+
+    # --- log-probs ------------------------------------------------------------------------------------------------
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's pass, unless the update computes the same log-probs anyway."""
+        return batch if self.skips_old_log_probs else super()._compute_old_log_prob(batch, metrics)
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's pass, over the tokens that a KL term is on."""
+        kl = self.wav.kl
+        if kl.text > 0 and kl.speech > 0:
+            return super()._compute_ref_log_prob(batch, metrics)
+        data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=["responses", "response_mask"])
+        rows = []
+        for ids, mask in zip(data["responses"].unbind(), data["response_mask"].unbind(), strict=True):
+            text, speech = modality_masks(self.layout.modality(ids), mask, self.wav.boundaries)
+            rows.append({KL_TOKENS: (text if kl.text > 0 else speech).long()})
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows_to_tensordict(rows))
+        batch.extra_info[SCORE_ONLY] = KL_TOKENS
+        try:
+            return super()._compute_ref_log_prob(batch, metrics)
+        finally:
+            del batch.extra_info[SCORE_ONLY]
 
     # --- rewards → advantages, λ ----------------------------------------------------------------------------------
 
@@ -202,7 +231,8 @@ class WavAlignTrainer(PPOTrainerSync):
                 tq.kv_clear(keys=plan.new_keys, partition_id=plan.partition)
         output = rename_dict(output["metrics"], "actor/")
         output["perf/mfu/actor"] = output.pop("actor/mfu")
-        metrics.update(reduce_metrics(output))
+        update = reduce_metrics(output)
+        metrics.update(policy_metrics(update) | update)
         metrics.update(plan.metrics())
         return batch
 
@@ -220,6 +250,13 @@ class WavAlignTrainer(PPOTrainerSync):
         """verl's dump of validation answers, with their audio beside it."""
         future = self._dump_executor.submit(self.samples.write_validation, dump_path, self.global_steps, columns)
         self._dump_futures.append(future)
+
+
+def one_step_follows(config: DictConfig) -> bool:
+    """Whether the policy of an update's forward pass is the one that sampled, and nothing else wants its log-probs."""
+    actor, correction = config.actor_rollout_ref.actor, config.algorithm.rollout_correction or {}
+    corrected = correction.get("rollout_is") or correction.get("rollout_rs") or correction.get("bypass_mode")
+    return actor.ppo_epochs == 1 and actor.ppo_mini_batch_size >= config.data.train_batch_size and not corrected
 
 
 def _rows(data: Any, name: str, rows: list[int]) -> torch.Tensor | None:

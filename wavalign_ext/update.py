@@ -15,8 +15,8 @@ from wavalign_ext.anchor import order_for_ranks, padding_row, split_mini_batches
 from wavalign_ext.loss import ROW_FIELDS
 from wavalign_ext.weights import ANCHOR, ROLLOUT, token_weights
 
-UPDATE_FIELDS = ["prompts", "responses", "input_ids", "position_ids", "response_mask", "loss_mask", "old_log_probs"]
-UPDATE_FIELDS += ["advantages", "modality", "row_kind", "temperature", "multi_modal_inputs", *ROW_FIELDS]
+UPDATE_FIELDS = ["prompts", "responses", "input_ids", "position_ids", "response_mask", "loss_mask", "advantages"]
+UPDATE_FIELDS += ["modality", "row_kind", "temperature", "multi_modal_inputs", *ROW_FIELDS]
 
 
 def real_rows(batch: KVBatchMeta) -> list[int]:
@@ -127,6 +127,10 @@ class ActorUpdate:
     def meta(self, lam: float) -> KVBatchMeta:
         """The batch to send: fields are named, because TransferQueue otherwise returns what a rank's rows share."""
         fields = UPDATE_FIELDS + (["ref_log_prob"] if self.has_reference else [])
+        if not self.trainer.skips_old_log_probs:
+            fields.append("old_log_probs")
+        elif self.trainer.config.actor_rollout_ref.rollout.calculate_log_probs:
+            fields.append("rollout_log_probs")
         tags = self.tags + self.new_tags
         meta = KVBatchMeta(keys=self.keys + self.new_keys, tags=tags, partition_id=self.partition, fields=fields)
         meta.reorder(order_for_ranks(self.mini_batches, [tag["seq_len"] for tag in tags], self.ranks))
