@@ -117,7 +117,7 @@ class FrozenEncoder(ABC):
     @torch.no_grad()  # not inference_mode: what it gives could not take part in training
     def encode(self, wave: np.ndarray) -> torch.Tensor:
         """See :class:`SpeechEncoder`."""
-        wave = np.asarray(wave, dtype=np.float32)
+        wave = np.ascontiguousarray(wave, dtype=np.float32)
         if wave.ndim != 1:
             raise ValueError(f"encoder {self.name!r}: a waveform of shape {wave.shape} is not mono: mix its channels")
         expected = self.frames(len(wave))
