@@ -1,5 +1,6 @@
 """Whisper-shaped encoders of transformers: Whisper itself, as Kimi-Audio hears with it, and Qwen2-Audio's tower."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ def read_config(path: str | Path, kind: str, where: str) -> Any:
     """transformers' configuration in the folder. Raises ValueError when there is none or it is of another model."""
     from transformers import AutoConfig
 
-    if not (Path(path) / "config.json").is_file():
+    file = Path(path) / "config.json"
+    if not file.is_file():
         raise ValueError(f"{where} has no config.json: give the folder of the published checkpoint")
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
-    if config.model_type != kind:
-        raise ValueError(f"{where} is a {config.model_type!r} model: give one whose config.json says {kind!r}")
-    return config
+    found = json.loads(file.read_text()).get("model_type")
+    if found != kind:
+        raise ValueError(f"{where} is a {found!r} model: give one whose config.json says {kind!r}")
+    return AutoConfig.from_pretrained(path, local_files_only=True)
 
 
 class _PaddedEncoder(FrozenEncoder):
