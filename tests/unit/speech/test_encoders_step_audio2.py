@@ -1,8 +1,9 @@
 """Step-Audio 2's encoder against numbers of the published code.
 
-They come from the encoder and the adapter's convolution of modeling_step_audio_2.py as stepfun-ai/Step-Audio-2-mini
-carries it, fed by utils.py of stepfun-ai/Step-Audio2 (log_mel_spectrogram with padding 479, padding_mels), on a CPU
-with torch 2.11. The weights and the wave are formulas.
+They come from a transcription of the encoder and of the adapter's convolution in Step-Audio 2 mini's
+modeling_step_audio_2.py (AudioEncoder, Adaptor), fed by Step-Audio2's utils.py as yuekaizhang/Step-Audio2 has it at
+7c58630d7f03834beac9e074c82670386e14d660 (log_mel_spectrogram with padding 479, padding_mels), on a CPU with torch
+2.11. The weights and the wave are formulas.
 """
 
 import json
