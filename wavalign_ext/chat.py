@@ -20,7 +20,7 @@ PROBES = (
 
 @dataclass(frozen=True)
 class UserSpeech:
-    """What surrounds the user's speech: the tokens ``begin`` and ``end``; ``before`` is text in front, in his turns."""
+    """What surrounds the user's speech: the tokens ``begin`` and ``end``, and the text ``before`` in a user's turn."""
 
     begin: str
     end: str

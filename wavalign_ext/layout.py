@@ -262,10 +262,12 @@ class ResolvedLayout:
         return self.layout.chat.around(names, text, role)
 
     def check_prompt(self, messages: Sequence[Mapping[str, Any]], tokenizer: Any, where: str) -> None:
-        """Refuse a dialogue whose user speaks without the tokens that enclose his speech; the model knows no other.
+        """Refuse a dialogue in which the user's speech is not between the tokens of ``chat.user_speech``.
+
+        The model has never seen such a prompt. ``where`` names the row.
 
         Raises:
-            LayoutError: ``where`` (the row), the token that is missing and the remedy.
+            LayoutError: a run of the user's speech without the token before or behind it.
         """
         around = self.layout.chat.user_speech
         if around is None or self.around_user is None:

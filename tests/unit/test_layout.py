@@ -339,7 +339,7 @@ def said(role: str, content: str) -> dict[str, str]:
         "<|end_of_audio|><|heard_3|><|begin_of_audio|>",
     ],
 )
-def test_a_prompt_whose_user_speaks_out_of_his_tokens_is_refused(user: str) -> None:
+def test_a_prompt_with_speech_out_of_its_tokens_is_refused(user: str) -> None:
     layout = resolve(chat={"user_speech": AROUND})
     with pytest.raises(LayoutError, match=r"^f.parquet, row 3: .*not between <\|begin.*run wavalign prepare") as caught:
         layout.check_prompt([said("system", "w1"), said("user", user)], TOKENIZER, "f.parquet, row 3")
