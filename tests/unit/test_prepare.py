@@ -257,7 +257,7 @@ def test_a_conversation_keeps_its_turns_as_the_model_would_have_said_them(
 
 
 def test_a_layout_may_bring_a_system_message_and_marks_around_the_user_s_speech(twelve: Path, tmp_path: Path) -> None:
-    chat = {"system": "you are kind", "heard": "<|begin_of_audio|>{}<|end_of_audio|>"}
+    chat = {"system": "you are kind", "user_speech": {"begin": "<|begin_of_audio|>", "end": "<|end_of_audio|>"}}
     world = small.build(tmp_path_with(tmp_path, "chat"), chat=chat)
     options = [str(twelve), *world.options, "--jobs", "1", "--val-share", "0"]
     assert main([*options, "--out", str(tmp_path / "out")]) == 0

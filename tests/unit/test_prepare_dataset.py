@@ -1,6 +1,8 @@
 """verl's dataset on what ``wavalign prepare`` writes, and on rows that still hold recordings."""
 
 import io
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +142,7 @@ def checked(world: Any, file: Path, **data: Any) -> dict[str, int]:
     node = {"train_files": str(file), "val_files": str(file), "max_prompt_length": 64, "max_response_length": 64}
     config = OmegaConf.create({"data": {**node, "spoken": spoken, **data}})
     tokenizer = AutoTokenizer.from_pretrained(world.folder / "model")
-    return check_data(config, WavAlignConfig(layout=layout, codec=world.codec), tokenizer)
+    return check_data(config, WavAlignConfig(layout=layout, codec=world.codec, audio_root=str(file.parent)), tokenizer)
 
 
 def test_the_preflight_hears_rows_with_recordings(made: tuple[Any, Path], tmp_path: Path) -> None:
@@ -165,3 +167,37 @@ def test_settings_that_are_missing_are_asked_for(made: tuple[Any, Path], tmp_pat
     datasets.Dataset.from_list([raw_row(0, "q0.wav", "a0.wav")]).to_parquet(tmp_path / "raw.parquet")
     with pytest.raises(ValueError, match=r"data\.spoken=.*'codec' is missing.*set \+data\.spoken="):
         dataset("RawAudioDataset", tmp_path / "raw.parquet", world, codec=None)
+
+
+def test_the_preflight_refuses_rows_made_without_the_tokens_around_the_user_s_speech(
+    made: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """Files that were prepared before the layout had them, and whose prompts the model never saw."""
+    world, folder = made
+    layout: Any = OmegaConf.to_container(OmegaConf.load(world.layout))
+    layout["chat"] = {"user_speech": {"begin": "<|begin_of_audio|>", "end": "<|end_of_audio|>"}}
+    around = replace(world, layout=tmp_path / "around.yaml")
+    OmegaConf.save(layout, around.layout)
+    with pytest.raises(ValueError, match=r"train\.parquet, row 0: the user's speech is not between <\|begin_of_audio"):
+        checked(around, folder / "out" / "train.parquet")
+    options = [str(folder / "d.jsonl"), *around.options, "--jobs", "1", "--val-share", "0"]
+    assert main([*options, "--out", str(tmp_path / "out")]) == 0
+    assert list(checked(around, tmp_path / "out" / "train.parquet").values()) == [5]
+
+
+def test_recordings_get_the_tokens_around_them_whenever_they_are_encoded(
+    made: tuple[Any, Path], tmp_path: Path
+) -> None:
+    world, folder = made
+    datasets.Dataset.from_list([raw_row(0, "q0.wav", "a0.wav")]).to_parquet(tmp_path / "raw.parquet")
+    chat = {
+        "system": "you are kind",
+        "user_speech": {"before": "\n", "begin": "<|begin_of_audio|>", "end": "<|end_of_audio|>"},
+    }
+    layout: Any = OmegaConf.to_container(OmegaConf.load(world.layout))
+    raw = dataset(
+        "RawAudioDataset", tmp_path / "raw.parquet", world, layout=layout | {"chat": chat}, audio_root=str(folder)
+    )
+    system, user = raw[0]["raw_prompt"]
+    assert system["content"] == "you are kind"
+    assert re.fullmatch(r"\n<\|begin_of_audio\|>(<\|heard_\d+\|>)+<\|end_of_audio\|>", user["content"])
