@@ -81,7 +81,7 @@ def _plain(reply: str) -> str:
     if "&lt;" in reply.lower():
         reply = html.unescape(reply)
     text = unicodedata.normalize("NFKC", reply).translate(dict.fromkeys(map(ord, "*`\u200b\ufe0f")))
-    text = regex.sub(r"\.{2,}", "…", text)
+    text = regex.sub(r"\.{2,}", "…", text).replace("__", "")
     quoted = text.strip()
     return quoted[1:-1] if quoted[:1] == quoted[-1:] == '"' and quoted.count('"') == 2 else text
 
@@ -175,11 +175,14 @@ def _of_value(key: str, value: Any) -> _Candidate:
 _NUMBER = regex.compile(r"\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?")
 _UNIT = regex.compile(r"\s*(?:分|点|점|points?\b|stars?\b|pts?\b|балл\w*|Punkte\b)", regex.I)
 _OUT_OF = regex.compile(
-    r"\s*(?:/|out\s+of|von\b|sur\b|из\b)\s*(?:a\s+(?:possible|maximum(?:\s+of)?)\s+)?(\w+(?:[.,]\d+)?)", regex.I
+    r"\s*(?:/|out\s+of|of\b|von\b|sur\b|из\b)\s*(?:a\s+(?:possible|maximum(?:\s+of)?)\s+)?(\w+(?:[.,]\d+)?)", regex.I
 )
 _SENTENCE_END = regex.compile(r"[.;!?。](?!\d)|[\n()\[\]]")
 _OR = r"(?:or|to|and|through|up\s+to|oder|bis|und|ou|et|à|o|y|e|или|до|或者?|到|至|和|と|から|또는|half)"
 _BRIDGE = regex.compile(rf"[^\w.;()]*(?:\b{_OR}\b[^\w]*)*", regex.I)
+_SECOND_THOUGHT = regex.compile(
+    rf"\s*[(\[]\W*(?:(?:{_OR}|maybe|perhaps|possibly|almost|nearly)\b\W*)*\d+(?:[.,]\d+)?\s*(?:[^\w\s.,]|$)", regex.I
+)
 _SURE = regex.compile(r"[:=]|confiden|certain|\bsure", regex.I)
 
 
@@ -189,6 +192,8 @@ def _score_at(text: str, start: int) -> float | None:
     if not number or regex.match(r"\s*[%⁄°]", text, pos=number.end()):
         return None
     end = number.end()
+    if unit := _UNIT.match(text, end):
+        end = unit.end()
     if out_of := _OUT_OF.match(text, end):
         if out_of[1].lower().rstrip("0").rstrip(".,") not in ("5", "five", "fünf", "cinq", "пяти"):
             return None
@@ -206,6 +211,8 @@ def _has_rival(text: str, start: int, score: float) -> bool:
     stop = _SENTENCE_END.search(text, start)
     rest = text[start : stop.start() if stop else None]
     if regex.match(r"\s*and\s+a\s+half", rest, regex.I):
+        return True
+    if _SECOND_THOUGHT.match(text, start):
         return True
     for number in _NUMBER.finditer(rest):
         between = rest[: number.start()]
@@ -234,7 +241,10 @@ _LABEL = regex.compile(
     regex.I,
 )
 _HYPOTHESIS = regex.compile(
-    r"\W*(?:would|could|might|requires?|needs?|means?|if|when|where|is\s+(?:for|given|reserved))\b", regex.I
+    r"[^\w.!?;。\n]*(?:would|could|might|requires?|needs?|means?|if|when|where|is\s+(?:for|given|reserved))\b", regex.I
+)
+_CONDITION = regex.compile(
+    r"\b(?:if|unless|had\s+(?:it|he|she|they)|were\s+it|to\s+(?:earn|get|reach|receive))\b", regex.I
 )
 
 
@@ -261,8 +271,8 @@ def _labelled(text: str, strong: bool) -> list[_Candidate]:
         if number is None or bool(regex.search(r"[^\s\"'“”~]|\n", gap)) is not strong:
             continue
         after = _OUT_OF.match(text, number.end())
-        if _HYPOTHESIS.match(text, after.end() if after else number.end()):
-            continue
+        if _HYPOTHESIS.match(text, after.end() if after else number.end()) or _is_conditional(text, label.start()):
+            continue  # a score that was not given: "Score: 5 would need the city", "if it named the city, score: 5"
         follows = text[number.end() : number.end() + 2]
         signed = len(gap) > 1 and gap[-1] in "-–—−"
         bounded = regex.search(r"[≥≤]|(?<![-=])[<>]\s*$", gap) and ">" not in follows
@@ -272,6 +282,12 @@ def _labelled(text: str, strong: bool) -> list[_Candidate]:
             score = _score_at(text, label.end())
         found.append(_Candidate(score, label[0] + text[label.end() : number.end() + 16].split("\n")[0]))
     return found
+
+
+def _is_conditional(text: str, start: int) -> bool:
+    """Whether the sentence that leads to ``start`` sets a condition."""
+    sentence = regex.split(r"[.!?;。](?!\d)|\n", text[max(0, start - 300) : start])[-1]
+    return bool(_CONDITION.search(sentence))
 
 
 # --- sentences, and numbers alone -------------------------------------------------------------------------------------
