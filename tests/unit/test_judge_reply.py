@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavalign_ext.rewards.judge_reply import read_score
@@ -243,12 +243,14 @@ def number(text: str) -> float:
     return float(text.translate({ord("２"): "2"}))
 
 
+@settings(deadline=None)
 @given(PROSE, FORMS, VALUES, PROSE)
 def test_one_stated_score_is_read_in_any_prose(before: str, form: str, value: str, after: str) -> None:
     written = number(value) if form.startswith("{{") else value  # JSON has no full-width digits
     assert read_score(f"{before}\n{form.format(written)}\n{after}").score == number(value)
 
 
+@settings(deadline=None)
 @given(PROSE, FORMS, VALUES, PROSE, FORMS, VALUES, PROSE)
 def test_two_stated_scores_must_agree(
     before: str, form: str, value: str, between: str, second_form: str, second: str, after: str
@@ -258,6 +260,7 @@ def test_two_stated_scores_must_agree(
     assert read_score(reply).score == (values[0] if values[0] == values[1] else None)
 
 
+@settings(deadline=None)
 @given(PROSE, FORMS, VALUES, st.sampled_from(["-", " - ", "–", "~", " to ", " or ", "/", " … "]), VALUES)
 def test_a_range_is_no_score(before: str, form: str, value: str, dash: str, second: str) -> None:
     low, high = number(value), number(second)
@@ -267,6 +270,7 @@ def test_a_range_is_no_score(before: str, form: str, value: str, dash: str, seco
     assert read_score(f"{before}\n{form.format(json.dumps(text) if form == FORMS_JSON else text)}").score is None
 
 
+@settings(deadline=None)
 @given(PROSE, FORMS, VALUES, st.sampled_from(["<think>", "<thinking>", "◁think▷", ""]), FORMS, VALUES)
 def test_thoughts_are_not_read(prose: str, form: str, value: str, opening: str, thought: str, other: str) -> None:
     closing = {"<thinking>": "</thinking>", "◁think▷": "◁/think▷"}.get(opening, "</think>")
@@ -274,6 +278,7 @@ def test_thoughts_are_not_read(prose: str, form: str, value: str, opening: str, 
     assert read_score(reply).score == number(value)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300) | st.text("<>/score:{}[]\"'45 .,-\n", max_size=200))
 def test_any_text_gives_a_score_on_the_scale_or_a_reason(reply: str) -> None:
     reading = read_score(reply)

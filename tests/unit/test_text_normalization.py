@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wavalign_ext.text_normalization import (
@@ -166,6 +166,7 @@ def test_language_codes(language: str) -> None:
 LANGUAGES = st.sampled_from(["en", "de", "fr", "ru", "zh", "ja", "th", "hi", "ar", "uk", "km", "zu", "tlh"])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), LANGUAGES)
 def test_normalising_twice_is_normalising_once(text: str, language: str) -> None:
     once = normalize_text(text, language)
@@ -173,6 +174,7 @@ def test_normalising_twice_is_normalising_once(text: str, language: str) -> None
     assert once == once.strip() and "  " not in once
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(categories=["L"]), min_size=1, max_size=8))
 def test_no_letter_of_any_script_is_lost(text: str) -> None:
     assert normalize_text(text)
@@ -180,6 +182,7 @@ def test_no_letter_of_any_script_is_lost(text: str) -> None:
     assert not same_text(text, text + "q")
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**14), 10**14), st.integers(-(10**14), 10**14))
 def test_numbers_are_the_same_only_as_themselves(one: int, other: int) -> None:
     for language in ("en", "de", "zh", "th", "zu"):
@@ -187,6 +190,7 @@ def test_numbers_are_the_same_only_as_themselves(one: int, other: int) -> None:
         assert same_text(str(one), str(other), language) is (one == other)
 
 
+@settings(deadline=None)
 @given(st.decimals(-999, 999, places=2))
 def test_decimals_and_signs_count(value: object) -> None:
     assert same_text(f"{value}", f"{value}".replace(".", ","), "de")
