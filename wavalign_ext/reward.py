@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-from wavalign_ext.asr import normalize_text
 from wavalign_ext.codec import load_audio
 from wavalign_ext.codecs import load_codec
 from wavalign_ext.config import WavAlignConfig
@@ -21,6 +20,7 @@ from wavalign_ext.layout import load_layout
 from wavalign_ext.rewards import RewardResult, SpokenAnswer, build_terms
 from wavalign_ext.rewards.models import ModelThread
 from wavalign_ext.routes import route_rewards
+from wavalign_ext.text_normalization import same_text
 
 
 class SpokenRewardManager(RewardManagerBase):
@@ -90,7 +90,7 @@ def _extra(info: dict[str, Any], answer: SpokenAnswer, result: RewardResult) -> 
         "missing": "; ".join(f"{name}: {why.removeprefix(f'{name}: ')}" for name, why in result.reasons.items()),
         "truncated": float(answer.truncated),
         "layout_errors": len(answer.layout_errors),
-        "exact": float(normalize_text(answer.text) == normalize_text(answer.reference_text)),
+        "exact": float(same_text(answer.text, answer.reference_text)),
         "speech_codes": " ".join(map(str, answer.speech_codes)),
     }
     notes = {name: value for name, value in result.extras.items() if isinstance(value, str | int | float)}

@@ -156,7 +156,7 @@
     return part;
   }
 
-  const NAMES = { wer: "WER", mos: "MOS" };
+  const NAMES = { wer: "WER", cer: "CER", mos: "MOS" };
 
   /** Where a reward stands on its scale, to see at a glance; the number says it to everyone. */
   function gauge(run, reward) {
