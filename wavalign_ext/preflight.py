@@ -208,8 +208,7 @@ def _check_given(config: DictConfig) -> None:
     """Refuse what a recipe leaves to the user with ???."""
     missing = sorted(OmegaConf.missing_keys(config.wavalign))
     if missing:
-        keys = ", ".join(f"wavalign.{key}" for key in missing)
-        raise ConfigError(f"{keys}: the recipe leaves this to you: give it on the command line")
+        raise ConfigError(f"{', '.join(missing)}: the recipe leaves this to you: give it on the command line")
 
 
 def _build_pocket(config: DictConfig) -> None:

@@ -248,9 +248,9 @@ class RewardKeys(_Read):
 class VerlKeys(_Read):
     """Everything of verl's configuration that our code reads, typed."""
 
+    data: DataKeys  # before the actor, whose sizes follow it
     actor_rollout_ref: ActorRolloutKeys
     algorithm: AlgorithmKeys
-    data: DataKeys
     trainer: TrainerKeys
     reward: RewardKeys
 
