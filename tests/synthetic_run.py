@@ -39,7 +39,7 @@ def make_run(folder: Path, steps: int, groups: int = 4, each: int = 4, audio: in
     voice = Voice()
     for name in [f"{kind}{i}" for kind in "qa" for i in range(groups)]:
         soundfile.write(root / f"audio/{name}.flac", voice.decode(random.integers(0, 512, 50)), RATE)
-    config = WavAlignConfig(layout=None, codec={}, samples=SamplesConfig(count=audio))
+    config = WavAlignConfig(layout="pocket", codec={}, samples=SamplesConfig(count=audio))
     writer = SampleWriter(cast(Any, None), voice, None, config)
     for step in range(0, steps + 1):
         if step:

@@ -35,6 +35,7 @@ from wavalign_ext.mixing import MixingController
 from wavalign_ext.routes import rewards_by_modality
 from wavalign_ext.samples import SampleWriter, plain
 from wavalign_ext.update import ActorUpdate, real_rows
+from wavalign_ext.verl_keys import VerlKeys
 from wavalign_ext.watchdog import watching
 from wavalign_ext.weights import modality_masks
 
@@ -62,14 +63,8 @@ class WavAlignTrainer(PPOTrainerSync):
     def _setup(self) -> None:
         super()._setup()
         self.replay_buffer.poll_interval = POLL_S
-        actor = self.config.actor_rollout_ref.actor
-        coefficients = LossCoefficients(
-            clip_low=actor.clip_ratio_low,
-            clip_high=actor.clip_ratio_high,
-            kl_text=self.wav.kl.text,
-            kl_speech=self.wav.kl.speech,
-            entropy=actor.entropy_coeff,
-        )
+        kl, actor = self.wav.kl, VerlKeys.of(self.config).actor_rollout_ref.actor
+        coefficients = LossCoefficients(kl_text=kl.text, kl_speech=kl.speech, **actor.coefficients)
         self.actor_rollout_wg.set_loss_fn(VerlLoss(coefficients))
 
     def _init_dataloader(self) -> None:
@@ -157,7 +152,8 @@ class WavAlignTrainer(PPOTrainerSync):
 
         text, speech = modality_masks(stacked, padded["response_mask"], self.wav.boundaries)
         preferred = {"text": text, "speech": speech, "all": text | speech}[self.wav.preference.tokens]
-        with preferred_tokens(preferred, self._routes(batch, rewards, {"text": text, "speech": speech})):
+        routes = self._routes(batch, rewards, {"text": text, "speech": speech})
+        with preferred_tokens(preferred, routes, self.wav.preference.advantage):
             result = super()._compute_advantage(batch, metrics)
         self._store_scores(batch, modality, rewards, data["rm_scores"])
         return result

@@ -17,7 +17,7 @@ from wavalign_ext.samples import SampleWriter
 
 
 def write(folder: Path, board: Path | None, steps: tuple[int, ...] = (0, 5)) -> None:
-    config = WavAlignConfig(layout=None, codec={}, samples=SamplesConfig(count=2))
+    config = WavAlignConfig(layout="pocket", codec={}, samples=SamplesConfig(count=2))
     writer = SampleWriter(cast(Any, None), synthetic.Voice(), None, config, board)
     for step in steps:
         info = {
