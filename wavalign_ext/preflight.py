@@ -4,7 +4,6 @@ A bad value ends the run here with one line that names it; Hydra only warns abou
 the line leaves as a :class:`SystemExit`.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from wavalign_ext import run
 from wavalign_ext.config import ConfigError, WavAlignConfig
 
 # A model's vocabulary is rounded up for speed, to a multiple of 64 or more, or of 8 as VITA-Audio's; a larger surplus
@@ -30,8 +30,8 @@ class Preflight(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Check ``config`` whole. Ends the process with one line on the first thing that cannot work."""
         try:
+            run.begin(config)
             wav = check_config(config)
-            _export_environment(config)
             _build_pocket(config)
             tokenizer = check_model(config, wav)
             rows = check_data(config, wav, tokenizer)
@@ -264,12 +264,6 @@ def _build_pocket(config: DictConfig) -> None:
         from wavalign_ext.pocket.build import build
 
         build()
-
-
-def _export_environment(config: DictConfig) -> None:
-    """Give this process what the preset gives to Ray's workers: the raylet inherits it from here."""
-    for name, value in (OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}).items():
-        os.environ.setdefault(name, str(value))
 
 
 def _as_list(value: Any) -> list[str]:
