@@ -1,8 +1,9 @@
 """verl's FSDP engines with WavAlign's head, and the same on a CPU with gloo.
 
-verl registers its engines for ``cuda`` and ``npu``; it looks for a vendor's engine first, which is where ours stands,
-and has none for ``cpu``. A forward-only engine (the reference policy) asks for pinned memory, which needs an
-accelerator: on a CPU the same offload policy without pinning is used while the module is built.
+verl registers its engines for ``cuda`` and ``npu``, and looks for a vendor's first. The vendor ``wavalign`` is ours: a
+process has it by ``VERL_ENGINE_VENDOR``, and finds what it lacks among verl's. For ``cpu`` verl has no engine. A
+forward-only one (the reference policy) asks for pinned memory, which needs an accelerator: on a CPU the same offload
+policy without pinning is used while the module is built.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
+from wavalign_ext import plugin
 from wavalign_ext.fused_head import FusedHeadEngine
 
 
@@ -29,7 +31,7 @@ class _OnCpu:
 
 
 @EngineRegistry.register(
-    model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["nvidia", "amd"]
+    model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=plugin.ENGINE_VENDOR
 )
 class WavAlignFSDPEngine(FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
     """verl's own engine unless the fused head is on."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from wavalign_ext import run
 from wavalign_ext.config import ConfigError, WavAlignConfig
 from wavalign_ext.preflight_data import as_list, check_data
 from wavalign_ext.preflight_model import check_model
@@ -64,9 +65,9 @@ class Preflight(Callback):
     @ends_with_one_line
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Check ``config`` whole. Ends the process with one line on the first thing that cannot work."""
+        run.begin(config)
         wav = check_config(config)
         _check_given(config)
-        _export_environment(config)
         _build_pocket(config)
         tokenizer = check_model(config, wav)
         rows = check_data(config, wav, tokenizer)
@@ -221,12 +222,6 @@ def _build_pocket(config: DictConfig) -> None:
         from wavalign_ext.pocket.build import build
 
         build()
-
-
-def _export_environment(config: DictConfig) -> None:
-    """Give this process what the preset gives to Ray's workers: the raylet inherits it from here."""
-    for name, value in (OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}).items():
-        os.environ.setdefault(name, str(value))
 
 
 def _summary(config: DictConfig, wav: WavAlignConfig, rows: dict[str, int]) -> str:

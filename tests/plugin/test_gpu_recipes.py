@@ -36,14 +36,6 @@ def composed(*overrides: str) -> DictConfig:
         return compose("ppo_trainer", list(overrides))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cpu_platform() -> Any:
-    before = os.environ.get("VERL_PLATFORM")
-    os.environ["VERL_PLATFORM"] = "cpu"  # where the tests run; the recipes choose hardware=gpu themselves
-    yield
-    os.environ.pop("VERL_PLATFORM") if before is None else os.environ.update(VERL_PLATFORM=before)
-
-
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, DictConfig]:
     return {name: composed(f"+recipe={name}") for name in RECIPES}

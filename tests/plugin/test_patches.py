@@ -14,7 +14,8 @@ import os, sys
 os.environ["VERL_PLATFORM"] = "cpu"
 from wavalign_ext import patches
 removed = {removed!r}
-patches.ON_IMPORT[:] = [(m, a) for m, a in patches.ON_IMPORT if a.__name__ != removed]
+for table in (patches.ON_IMPORT, patches.ON_IMPORT_ON_CPU):
+    table[:] = [(module, action) for module, action in table if action.__name__ != removed]
 if removed == "alias_vllm_distribution":
     patches.alias_vllm_distribution = lambda: None
 import verl
@@ -85,7 +86,8 @@ def test_what_a_patch_mends_fails_without_it(name: str) -> None:
 def test_every_entry_has_a_probe() -> None:
     from wavalign_ext import patches
 
-    assert {action.__name__ for _, action in patches.ON_IMPORT} | {"alias_vllm_distribution"} == set(PROBES)
+    table = patches.ON_IMPORT + patches.ON_IMPORT_ON_CPU
+    assert {action.__name__ for _, action in table} | {"alias_vllm_distribution"} == set(PROBES)
 
 
 def _installed(distribution: str) -> bool:
