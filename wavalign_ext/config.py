@@ -125,6 +125,11 @@ class RewardConfig:
         """Terms by modality, where a modality has its own."""
         return {route: list(names) for route, names in self.routes.items() if names is not None}
 
+    @property
+    def group_metrics(self) -> list[str]:
+        """What ``algorithm.filter_groups`` can compare the rollouts of a prompt by: numbers that each of them has."""
+        return ["reward", *(f"reward_{route}" for route in self.routed), *(f"score_{term}" for term in self.terms)]
+
 
 @dataclass(frozen=True)
 class WatchdogConfig:
@@ -167,11 +172,13 @@ class WavAlignConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     hold_schedule: bool = False
+    seeded_sampling: bool = True
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         _check(self.boundaries in BOUNDARIES, "boundaries", self.boundaries, f"one of {', '.join(BOUNDARIES)}")
-        _check(isinstance(self.hold_schedule, bool), "hold_schedule", self.hold_schedule, "true or false")
+        for name in ("hold_schedule", "seeded_sampling"):
+            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
 
     @property
     def uses_anchor(self) -> bool:

@@ -48,6 +48,8 @@ class Preflight(Callback):
 def _stop_if_finished(config: DictConfig) -> None:
     """End well, before Ray starts, when the run would resume after its last step."""
     trainer = config.trainer
+    if trainer.val_only:
+        return
     latest = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"  # written by verl
     if trainer.resume_mode != "auto" or trainer.total_training_steps is None or not latest.is_file():
         return
@@ -90,6 +92,15 @@ def check_config(config: DictConfig) -> WavAlignConfig:
         "actor_rollout_ref.actor.shuffle": (
             not actor.shuffle,
             "each rank would shuffle by itself and tear mini-batches apart: set it to false",
+        ),
+        "trainer.val_before_train": (
+            config.trainer.val_before_train or not config.trainer.val_only,
+            "trainer.val_only ends the run after that validation, and without it verl trains: set it to true",
+        ),
+        "algorithm.filter_groups.metric": (
+            not OmegaConf.select(config, "algorithm.filter_groups.enable")
+            or OmegaConf.select(config, "algorithm.filter_groups.metric") in wav.reward.group_metrics,
+            f"one of {', '.join(wav.reward.group_metrics)}",
         ),
         "algorithm.use_kl_in_reward": (
             not algorithm.use_kl_in_reward,
@@ -202,7 +213,8 @@ def _check_row(
     layout: Any,
     needs_target: bool,
 ) -> None:
-    prompt = tokenizer.apply_chat_template(list(row["prompt"]), add_generation_prompt=True, tokenize=True)
+    options: Any = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create({}))
+    prompt = tokenizer.apply_chat_template(list(row["prompt"]), add_generation_prompt=True, tokenize=True, **options)
     ids = prompt if isinstance(prompt, list) else prompt["input_ids"]
     if not any(layout.heard_start <= i < layout.heard_end for i in ids):
         raise ConfigError(

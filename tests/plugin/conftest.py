@@ -1,8 +1,10 @@
 """Every test here runs in a folder of its own: recipes look for their run in the current one, where one may lie."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import small_world
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
@@ -33,3 +35,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Qwen2ForCausalLM(config).save_pretrained(folder)
     Qwen2Tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A layout, a tokenizer and two codecs of 16 codes, and a recording."""
+    made = small_world.build(tmp_path_factory.mktemp("world"))
+    small_world.record(made.folder / "q.wav", small_world.voice(1))
+    return made

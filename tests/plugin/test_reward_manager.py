@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_world
 import torch
 import yaml
 from omegaconf import OmegaConf
@@ -40,13 +39,6 @@ class Noting:
         if not answer.has_speech:
             raise TermFailed("test_reward_manager: nothing to hear")
         return 4.0
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made = small_world.build(tmp_path_factory.mktemp("world"))
-    small_world.record(made.folder / "q.wav", small_world.voice(1))
-    return made
 
 
 def run(
