@@ -81,10 +81,6 @@ def check_config(config: DictConfig) -> WavAlignConfig:
             rollout.n >= 2 or (wav.mixing.type == "fixed" and wav.mixing.value == 0),
             "an advantage compares at least 2 rollouts of a prompt",
         ),
-        "actor_rollout_ref.rollout.enable_chunked_prefill": (
-            not (rollout.enable_chunked_prefill and config.trainer.device == "cpu"),
-            "vLLM cannot cut a prompt of a seeded answer on a CPU: set it to false",
-        ),
         "actor_rollout_ref.actor.loss_agg_mode": (
             actor.loss_agg_mode in AGGREGATIONS,
             f"one of {', '.join(AGGREGATIONS)}",

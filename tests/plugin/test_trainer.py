@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import verl  # noqa: F401  (loads the plugin)
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1 import get_trainer_cls
 
 from wavalign_ext.config import WatchdogConfig
 from wavalign_ext.mixing import MixingController
+from wavalign_ext.preflight import Preflight
 
 
 def resumed(path: Path) -> MixingController:
@@ -110,6 +112,31 @@ def test_every_worker_is_watched_whoever_scores(monkeypatch: pytest.MonkeyPatch,
     workers = ["training worker 0", "reward worker 0", "reward worker 1", "agent loop worker 0"]
     models = ["the reward model 0 at 10.0.0.2:80"] if colocated else []
     assert names == ["the rollout engine 0 at 10.0.0.1:80", *models, *workers]
+
+
+ON = "algorithm.filter_groups.enable=true"
+REFUSED = [
+    (["trainer.val_only=true", "trainer.val_before_train=false"], "val_before_train=False.*set it to true"),
+    ([ON, "algorithm.filter_groups.metric=null"], "filter_groups.metric=None"),
+    ([ON, "algorithm.filter_groups.metric=acc"], "metric='acc'.*: one of reward, score_semantic, score_asr_agreement$"),
+    (["wavalign.seeded_sampling=1.5"], "seeded_sampling=1.5.*true or false"),
+]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", ["+recipe=wavalign", *overrides])
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=lambda given: str(given)[:40])
+def test_what_cannot_work_is_refused_before_ray_starts(overrides: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        Preflight().on_job_start(composed(*overrides))
+
+
+def test_a_finished_run_can_still_be_validated(tmp_path: Path) -> None:
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
+    Preflight().on_run_start(composed(f"trainer.default_local_dir={tmp_path}", "trainer.val_only=true"))
 
 
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}{% if polite %}you are kind{% else %}is{% endif %}"
