@@ -71,6 +71,7 @@ def _row(random: np.random.Generator, group: int, progress: float) -> dict[str, 
         "transcript": ANSWERS[group % 4],
         "wer": float(random.uniform(0, 0.4)),
         "missing": "asr_agreement: timed out" if missing else "",
+        "failed": "speaker: no recording",  # of weight 0
         "exact": float(right),
         "speech_codes": " ".join(map(str, codes)),
         "score_semantic": semantic,

@@ -154,6 +154,11 @@ class RewardConfig(Section):
         """Terms by modality, where a modality has its own."""
         return {route: names for route in MODALITIES if (names := getattr(self.routes, route)) is not None}
 
+    @property
+    def group_metrics(self) -> list[str]:
+        """What ``algorithm.filter_groups`` can compare the rollouts of a prompt by: numbers that each of them has."""
+        return ["reward", *(f"reward_{route}" for route in self.routed), *(f"score_{term}" for term in self.terms)]
+
 
 def _check_term(key: str, term: Any) -> None:
     if not isinstance(term, Mapping):
@@ -211,6 +216,8 @@ class WavAlignConfig(Section):
     """What is kept to listen to."""
     hold_schedule: bool = False
     """Rollouts may only say what the layout's schedule lets come next; see ``wavalign_ext/hold_schedule.py``."""
+    seeded_sampling: bool = True
+    """Each rollout has a seed of its own, so that a run can be repeated; see ``wavalign_ext/agent_loop.py``."""
     watchdog: WatchdogConfig = WatchdogConfig()
     """When a run that waits for ever is ended."""
 

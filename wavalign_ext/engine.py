@@ -14,6 +14,7 @@ from verl.workers.engine.fsdp import transformer_impl
 
 from wavalign_ext import plugin
 from wavalign_ext.fused_head import FusedHeadEngine
+from wavalign_ext.lora import Fp32Adapters
 
 
 def _unpinned(pin_memory: bool = False) -> CPUOffloadPolicy:
@@ -33,12 +34,12 @@ class _OnCpu:
 @EngineRegistry.register(
     model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=plugin.ENGINE_VENDOR
 )
-class WavAlignFSDPEngine(FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
-    """verl's own engine unless the fused head is on."""
+class WavAlignFSDPEngine(FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead):
+    """verl's own engine but for LoRA and the fused head."""
 
 
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
-class CpuFSDPEngineWithLMHead(_OnCpu, FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
+class CpuFSDPEngineWithLMHead(_OnCpu, FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead):
     """The policy and reference engine on a CPU."""
 
 

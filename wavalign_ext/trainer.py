@@ -17,9 +17,11 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import reduce_metrics
 from verl.utils.py_functional import rename_dict
 
@@ -27,6 +29,7 @@ from wavalign_ext.advantage import Route, preferred_tokens
 from wavalign_ext.anchor import rows_to_tensordict
 from wavalign_ext.codecs import load_codec
 from wavalign_ext.config import WavAlignConfig
+from wavalign_ext.group_filter import ScoredGroups
 from wavalign_ext.held_out import held_out_nll
 from wavalign_ext.layout import load_layout
 from wavalign_ext.loss import LossCoefficients, VerlLoss
@@ -67,10 +70,21 @@ class WavAlignTrainer(PPOTrainerSync):
         coefficients = LossCoefficients(kl_text=kl.text, kl_speech=kl.speech, **actor.coefficients)
         self.actor_rollout_wg.set_loss_fn(VerlLoss(coefficients))
 
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        buffer = super()._build_replay_buffer()
+        if type(buffer) is ReplayBuffer:  # and not a sampler of the user's own
+            buffer.__class__ = ScoredGroups  # verl names the class within the call above
+        return buffer
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        self.model_type = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).hf_config.model_type
+
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
         self.layout = load_layout(self.wav.layout).resolve(self.tokenizer)
-        self.targets = self.train_dataset.targets() if self.wav.uses_anchor else {}
+        validates_only = self.config.trainer.get("val_only", False)
+        self.targets = self.train_dataset.targets() if self.wav.uses_anchor and not validates_only else []
         self.val_targets = self.val_dataset.targets()
         board = os.path.join(os.environ["TENSORBOARD_DIR"], "answers")
         board = board if "tensorboard" in self.config.trainer.logger else None
@@ -115,9 +129,23 @@ class WavAlignTrainer(PPOTrainerSync):
         folder = trainer.resume_from_path
         if trainer.resume_mode == "auto":  # the base class does not say which folder it found
             folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
-        with open(os.path.join(folder, STATE_FILE)) as file:
-            self.mixing.load_state_dict(json.load(file)["mixing"])
-        print(f"wavalign: resumed step {self.global_steps} with λ average {self.mixing.average}", flush=True)
+        self._load_mixing(os.path.join(folder, STATE_FILE))
+
+    def _load_mixing(self, path: str) -> None:
+        """The λ average of a checkpoint. One of another trainer has none: λ then starts as it does at step 1."""
+        if os.path.isfile(path):
+            try:
+                with open(path) as file:
+                    self.mixing.load_state_dict(json.load(file)["mixing"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path!r} is damaged ({error}): resume from another step, or delete it") from error
+            told = f"resumed step {self.global_steps} with λ average {self.mixing.average}"
+        else:
+            told = (
+                f"WARNING: {path} is not there, so step {self.global_steps} was not saved by this trainer: weights, "
+                "optimiser and data go on, and the average of λ starts anew"
+            )
+        print(f"wavalign: {told}", flush=True)
 
     # --- rewards → advantages, λ ----------------------------------------------------------------------------------
 

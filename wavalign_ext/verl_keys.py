@@ -197,7 +197,6 @@ class RolloutKeys(_Read):
     n: int = Field(ge=1)
     temperature: float = Field(gt=0)
     calculate_log_probs: bool
-    enable_chunked_prefill: bool
 
 
 class ActorRolloutKeys(_Read):
@@ -212,10 +211,16 @@ class RolloutCorrectionKeys(_Read):
     rollout_rs_threshold: Any
 
 
+class FilterGroupsKeys(_Read):
+    enable: bool
+    metric: str | None
+
+
 class AlgorithmKeys(_Read):
     adv_estimator: str
     norm_adv_by_std_in_grpo: bool
     use_kl_in_reward: bool
+    filter_groups: FilterGroupsKeys | None = None
     rollout_correction: RolloutCorrectionKeys
 
 
@@ -234,6 +239,8 @@ class TrainerKeys(_Read):
     use_v1: bool
     v1: TrainerModeKeys
     critic_warmup: int = Field(ge=0)
+    val_only: bool
+    val_before_train: bool
     total_training_steps: int | None = Field(ge=1)
 
 

@@ -59,6 +59,25 @@ layer.weight.requires_grad_(False)
 utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
 assert layer.weight.numel() == 64 * 64
 """,
+    "rewind_cpu_generators": """
+from types import SimpleNamespace
+import numpy, torch
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+class Reached(Exception): pass
+class Batch(SimpleNamespace):
+    @property
+    def req_ids(self): raise Reached  # vLLM's next step, after the generators
+generator = torch.Generator().manual_seed(1)
+first = torch.rand(3, generator=generator.manual_seed(1))
+generator.manual_seed(1)
+runner = SimpleNamespace(discard_request_mask=SimpleNamespace(np=numpy.array([True, False])))
+runner.input_batch = Batch(num_reqs=2, generators={0: generator})
+try:
+    CPUModelRunner._bookkeeping_sync(runner, None, None, None, None, 0)
+except Reached:
+    pass
+assert runner.input_batch.generators == {0: generator}
+""",
     "alias_vllm_distribution": """
 import importlib.metadata
 assert importlib.metadata.version("vllm").endswith("+cpu")

@@ -50,7 +50,6 @@ def refusal(config: DictConfig) -> str:
         ("actor_rollout_ref.actor.use_kl_loss=false", "needs a reference policy"),
         ("actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum", "loss_agg_mode"),
         ("actor_rollout_ref.actor.shuffle=true", "shuffle=True"),
-        ("actor_rollout_ref.rollout.enable_chunked_prefill=true", "on a CPU: set it to false"),
         ("algorithm.adv_estimator=grpo", "adv_estimator='grpo'"),
         ("actor_rollout_ref.model.path=/no/such/model", "'/no/such/model' is not a folder"),
         ("data.train_files=/no/such/file.parquet", "'/no/such/file.parquet' is not a file"),

@@ -32,14 +32,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return world, folder
 
 
-def dataset(kind: str, file: Path, world: Any, **spoken: Any) -> Any:
+def dataset(kind: str, file: Path, world: Any, *more: Path, **spoken: Any) -> Any:
     from wavalign_ext import dataset as module
 
     layout = OmegaConf.to_container(OmegaConf.load(world.layout))
     settings = {"layout": layout, "codec": world.codec, "heard_codec": world.heard, **spoken}
     node: dict[str, Any] = {"max_prompt_length": 64, "cache_dir": str(file.parent / "cache"), "spoken": settings}
     tokenizer = AutoTokenizer.from_pretrained(world.folder / "model")
-    return getattr(module, kind)(str(file), tokenizer, OmegaConf.create(node))
+    return getattr(module, kind)([str(file), *map(str, more)], tokenizer, OmegaConf.create(node))
 
 
 def raw_row(n: int, question: Any, answer: Any) -> dict[str, Any]:
@@ -79,10 +79,26 @@ def as_struct(path: Path) -> Any:
 def test_verl_s_dataset_reads_what_was_prepared(made: tuple[Any, Path]) -> None:
     world, folder = made
     rows = dataset("SpokenDataset", folder / "out" / "train.parquet", world)
-    assert len(rows) == 5 and set(rows.targets()) == {1, 2, 3, 4, 5}
+    assert len(rows) == 5 and len(rows.targets()) == 5
     row = rows[0]
-    assert row["index"] == 1 and row["raw_prompt"][0]["content"].startswith("<|heard_")
+    assert row["index"] == 0 and row["raw_prompt"][0]["content"].startswith("<|heard_")
     assert "target_speech" not in row
+
+
+@pytest.mark.parametrize("info", [{"question": "q"}, {"index": 1}], ids=["no index", "one index for all"])
+def test_a_row_finds_its_target_whatever_the_files_call_it(made: tuple[Any, Path], tmp_path: Path, info: Any) -> None:
+    world, files = made[0], [tmp_path / "one.parquet", tmp_path / "two.parquet"]
+    for number, file in enumerate(files):
+        rows = [
+            raw_row(n, None, None) | {"audios": None, "target_text": f"file {number} row {n}", "target_speech": [n]}
+            for n in range(3)
+        ]
+        long = {"prompt": [{"role": "user", "content": "<|heard_3|>" * 99}]}  # left out, so places are not row numbers
+        given = [row | {"extra_info": info} | (long if n == 1 else {}) for n, row in enumerate(rows)]
+        datasets.Dataset.from_list(given).to_parquet(file)
+    found = dataset("SpokenDataset", files[0], world, files[1])
+    texts = [found.targets()[found[n]["index"]][0] for n in range(len(found))]
+    assert texts == ["file 0 row 0", "file 0 row 2", "file 1 row 0", "file 1 row 2"]
 
 
 @pytest.mark.parametrize("form", [as_path, as_bytes, as_array, as_stereo_array, as_struct])
@@ -118,7 +134,7 @@ def test_codes_that_are_there_stay_and_rows_without_recordings_pass(made: tuple[
     second["prompt"] = [{"role": "user", "content": "<|heard_3|>"}]
     datasets.Dataset.from_list([first, second]).to_parquet(tmp_path / "raw.parquet")
     raw = dataset("RawAudioDataset", tmp_path / "raw.parquet", world)
-    assert [codes for _, codes in raw.targets().values()] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert [codes for _, codes in raw.targets()] == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert raw[1]["raw_prompt"] == second["prompt"]
 
 

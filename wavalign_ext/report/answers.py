@@ -138,6 +138,7 @@ def _answer(rank: int, row: dict[str, Any], folder: Path, targets: Targets) -> d
         "transcript": _text(row.get("transcript")),
         "scores": {name: _rounded(value) for name, value in scores.items()},
         "missing": _text(row.get("missing")) or "",
+        "failed": _text(row.get("failed")) or "",
         "audio": folder / row["wav"] if isinstance(row.get("wav"), str) else None,
         "question_audio": question_audio,
         "target_audio": target_audio,

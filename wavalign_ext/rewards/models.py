@@ -24,7 +24,15 @@ class ModelThread:
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """What ``function(*arguments)`` returns or raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, _called, function, *arguments)
+
+
+def _called(function: Callable[..., T], *arguments: Any) -> T:
+    """asyncio cannot hand a StopIteration over: who waits for it would wait forever."""
+    try:
+        return function(*arguments)
+    except StopIteration as error:
+        raise RuntimeError(f"{function!r} raised StopIteration") from error
 
 
 def optional_module(name: str, term: str, packages: str) -> ModuleType:
