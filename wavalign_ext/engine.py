@@ -11,6 +11,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
+from wavalign_ext.checked_weights import CheckedWeights
 from wavalign_ext.fused_head import FusedHeadEngine
 
 
@@ -31,12 +32,12 @@ class _OnCpu:
 @EngineRegistry.register(
     model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["nvidia", "amd"]
 )
-class WavAlignFSDPEngine(FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
+class WavAlignFSDPEngine(CheckedWeights, FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
     """verl's own engine unless the fused head is on."""
 
 
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
-class CpuFSDPEngineWithLMHead(_OnCpu, FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
+class CpuFSDPEngineWithLMHead(_OnCpu, CheckedWeights, FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
     """The policy and reference engine on a CPU."""
 
 

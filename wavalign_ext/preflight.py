@@ -135,7 +135,7 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     check_head(config, model_config)
     _check_length(config, model_config)
     layout = load_layout(wav.layout).resolve(tokenizer, vocab_size)
-    codec = load_codec(wav.codec)
+    codec = load_codec(wav.codec, device="cpu")
     speech_tokens = layout.speech_end - layout.speech_start
     if codec.codebook_size != speech_tokens:
         raise ConfigError(

@@ -201,7 +201,7 @@ def test_the_same_input_gives_the_same_bytes_wherever_it_lies(world: Any, twelve
     assert main([str(twelve), "--out", str(tmp_path / "one"), *world.options, "--jobs", "1"]) == 0
     assert main([str(copy / "d.jsonl"), "--out", str(tmp_path / "two"), *world.options, "--jobs", "2"]) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert len(contents(tmp_path / "one")) == 2 + 2 * 15
+    assert len(contents(tmp_path / "one")) == 3 + 2 * 15
 
 
 def test_another_codec_or_another_trim_is_encoded_anew(world: Any, twelve: Path, tmp_path: Path, capsys: Any) -> None:
