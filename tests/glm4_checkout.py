@@ -84,7 +84,7 @@ class AudioDecoder:
 
 
 def build(root: Path, *, whole: bool = False) -> Path:
-    """Write it; ``whole``: the encoder's weights as a file of the whole Whisper has them, with a norm and a layer more."""
+    """Write it; ``whole``: the encoder in a file of the whole Whisper, with a norm and a layer too many."""
     code, tokenizer, decoder = root / "GLM-4-Voice", root / "glm-4-voice-tokenizer", root / "glm-4-voice-decoder"
     for folder in ("speech_tokenizer", "cosyvoice", "third_party/Matcha-TTS/matcha"):
         (code / folder).mkdir(parents=True)

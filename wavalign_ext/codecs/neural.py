@@ -77,7 +77,7 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{where} does not load: {' '.join(str(error).split())[:200]}") from error
     if kind not in _FAMILIES:
         raise ValueError(f"{where} is a {kind!r} model: supported are {', '.join(_FAMILIES)}")
-    return pretrained(AutoModel, path, where)
+    return pretrained(AutoModel, path, where, dtype=torch.float32)
 
 
 def _facts(model: Any) -> tuple[_Encode, _Decode, int, int, int]:
