@@ -127,6 +127,18 @@ def test_it_goes_through_the_user_s_checkout(glm: Path) -> None:
         codec.decode([16384])
 
 
+def test_decoding_on_the_cpu_touches_none_of_the_node_s_gpus(glm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("this makes a CUDA context")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("_lazy_init", "current_device", "get_rng_state", "set_rng_state", "manual_seed"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    codec = load_codec({"type": "glm4_voice", "path": str(glm)})
+    assert codec.decode([1, 2]).shape == (2 * 1764,) and len(codec.encode(buzz(1.0))) == 13
+
+
 def test_a_decoder_that_loads_something_else_is_refused(glm: Path) -> None:
     code = glm / "GLM-4-Voice" / "flow_inference.py"
     code.write_text(
