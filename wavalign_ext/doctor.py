@@ -197,7 +197,7 @@ def check_codec(patient: Patient) -> Iterator[Finding]:
     from wavalign_ext.codecs import load_codec
 
     spec = patient.wav.codec
-    codec, layout = load_codec(spec), patient.layout
+    codec, layout = load_codec(spec, device="cpu"), patient.layout
     wanted = codec.codebook_size if layout is None else layout.speech_end - layout.speech_start
     codes = codec.encode(_tone(codec.sample_rate))
     wave = codec.decode(codes)
@@ -209,7 +209,7 @@ def check_codec(patient: Patient) -> Iterator[Finding]:
     remedy = f"a codec with {wanted} codes whose round trip keeps the length: check wavalign.codec and the layout"
     yield Finding("codec", OK if good else FAIL, text, remedy)
     if patient.wav.heard_codec:
-        heard = load_codec(patient.wav.heard_codec)
+        heard = load_codec(patient.wav.heard_codec, device="cpu")
         count = len(heard.encode(_tone(heard.sample_rate)))
         text = f"{patient.wav.heard_codec['type']}: 1 s → {count} codes of {heard.codebook_size}"
         yield Finding("heard codec", OK if count else FAIL, text, "check wavalign.heard_codec")

@@ -13,6 +13,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
 from wavalign_ext import plugin
+from wavalign_ext.checked_weights import CheckedWeights
 from wavalign_ext.fused_head import FusedHeadEngine
 from wavalign_ext.lora import Fp32Adapters
 
@@ -34,12 +35,14 @@ class _OnCpu:
 @EngineRegistry.register(
     model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=plugin.ENGINE_VENDOR
 )
-class WavAlignFSDPEngine(FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead):
+class WavAlignFSDPEngine(CheckedWeights, FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead):
     """verl's own engine but for LoRA and the fused head."""
 
 
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
-class CpuFSDPEngineWithLMHead(_OnCpu, FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead):
+class CpuFSDPEngineWithLMHead(
+    _OnCpu, CheckedWeights, FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead
+):
     """The policy and reference engine on a CPU."""
 
 

@@ -42,7 +42,8 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     check_head(config, model_config)
     _check_length(config, model_config)
     layout = load_layout(wav.layout).resolve(tokenizer, vocab_size)
-    codec = load_codec(wav.codec)
+    codec = load_codec(wav.codec, device="cpu")
+    codec.decode([0])  # loads what decodes: wrong weights end the run here
     speech_tokens = layout.speech_end - layout.speech_start
     if codec.codebook_size != speech_tokens:
         raise ConfigError(

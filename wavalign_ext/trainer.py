@@ -88,7 +88,9 @@ class WavAlignTrainer(PPOTrainerSync):
         self.val_targets = self.val_dataset.targets()
         board = os.path.join(os.environ["TENSORBOARD_DIR"], "answers")
         board = board if "tensorboard" in self.config.trainer.logger else None
-        self.samples = SampleWriter(self.layout, load_codec(self.wav.codec), self.tokenizer, self.wav, board)
+        self.samples = SampleWriter(
+            self.layout, load_codec(self.wav.codec, device="cpu"), self.tokenizer, self.wav, board
+        )
 
     def fit(self, agent_loop_manager: Any) -> None:
         with watching(self, agent_loop_manager, self.wav.watchdog):
