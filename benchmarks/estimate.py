@@ -18,10 +18,14 @@ KNOWN = {  # config.json of the published models, without VITA-Audio's MTP layer
     "vita": dict(layers=28, hidden=3584, mlp=18944, heads=28, kv_heads=4, head_size=128, vocabulary=168072),
     "glm4": dict(layers=40, hidden=4096, mlp=13696, heads=32, kv_heads=2, head_size=128, vocabulary=168960),
 }
+# Parameters of what decodes: flow and hift, the classes of github.com/THUDM/GLM-4-Voice (cosyvoice/flow/flow.py,
+# cosyvoice/hifigan/generator.py) built with config.yaml of glm-4-voice-decoder, and counted. They are float32.
+DECODERS = {"glm4_voice": 111_166_208 + 20_460_591}
 ASSUMPTIONS = """Assumed: bf16 products at {peak_tflops:g} TFLOP/s with MFU {mfu:g}; {bandwidth_tbs:g} TB/s of memory,
 of which decoding gets {bandwidth_use:.0%}; {link_gbs:g} GB/s per GPU for weights sent to vLLM; {response} response and
 {prompt} prompt tokens in the mean, and decoding goes on to the longest response, {longest}; {overhead_gb:g} GB per GPU
-for CUDA, NCCL and fragments. Rewards are taken to be ready when the last rollout is; a judge that is slower adds its
+for CUDA, NCCL and fragments, and {context_gb:g} GB for the CUDA context of each reward worker that decodes on it.
+Rewards are taken to be ready when the last rollout is; a judge that is slower adds its
 time. The reference policy's weights lie in host memory and are streamed (verl's forward-only engines), which MFU does
 not show."""
 
@@ -95,6 +99,8 @@ class Run:
     response: int
     longest: int
     offload: tuple[bool, bool]
+    decoders: int  # reward workers that decode on the same GPU
+    decoder: int  # parameters of each
 
     @classmethod
     def of(cls, config: Any, prompt: int | None, response: int | None) -> "Run":
@@ -119,10 +125,35 @@ class Run:
             response=response or config.data.max_response_length // 2,
             longest=config.data.max_response_length,
             offload=(a.actor.fsdp_config.param_offload, a.actor.fsdp_config.optimizer_offload),
+            decoders=decoders(config),
+            decoder=decoder_parameters(config.wavalign.codec),
         )
 
 
-def memory(g: Geometry, run: Run, gpu_gb: float, overhead_gb: float) -> dict[str, dict[str, float]]:
+def decoders(config: Any) -> int:
+    """Reward workers on the GPU that has most: verl deals them to the nodes, and those of a node share its GPUs."""
+    from wavalign_ext.codec import device_of
+
+    device, trainer = device_of(config.wavalign.codec), config.trainer
+    if device in (None, "cpu"):
+        return 0
+    on_a_node = math.ceil(config.reward.num_workers / trainer.nnodes)
+    return on_a_node if device.startswith("cuda:") else math.ceil(on_a_node / trainer.n_gpus_per_node)
+
+
+def decoder_parameters(codec: Any) -> int:
+    """Of a codec as a reward worker loads it. Raises ValueError where neither a table nor its folder says it."""
+    from wavalign_ext.codec import device_of
+    from wavalign_ext.loading import Weights
+
+    if device_of(codec) is None:
+        return 0  # fitted codebooks
+    if codec.type in DECODERS:
+        return DECODERS[codec.type]
+    return Weights.of(Path(codec.path)).elements
+
+
+def memory(g: Geometry, run: Run, gpu_gb: float, overhead_gb: float, context_gb: float) -> dict[str, dict[str, float]]:
     """GB per GPU, part by part, while training and while rolling out."""
     from wavalign_kernels.chunked import CHUNK_BYTES
 
@@ -150,7 +181,8 @@ def memory(g: Geometry, run: Run, gpu_gb: float, overhead_gb: float) -> dict[str
         "vLLM: KV cache": max(run.utilization * gpu_gb * GB - engine - 2 * GB, 0),
         "vLLM: activations": 2 * GB,
     }
-    phases = {"training": training, "rollout": rollout}
+    rewards = {f"speech decoders of {run.decoders} reward workers": run.decoders * (4 * run.decoder + context_gb * GB)}
+    phases = {"training": training | rewards, "rollout": rollout | rewards}
     return {phase: {k: v / GB for k, v in p.items()} | {"CUDA, NCCL": overhead_gb} for phase, p in phases.items()}
 
 
@@ -189,12 +221,12 @@ def report(name: str, g: Geometry, run: Run, hardware: argparse.Namespace) -> st
         f"{g.parameters / 1e9:.2f} billion parameters; {run.gpus} GPUs of {hardware.gpu_gb:g} GB, weights in "
         f"{run.shards} shards, vLLM on {run.tensor_parallel}; {run.prompts} prompts × {run.rollouts} rollouts"
     )
-    for phase, parts in memory(g, run, hardware.gpu_gb, hardware.overhead_gb).items():
+    for phase, parts in memory(g, run, hardware.gpu_gb, hardware.overhead_gb, hardware.context_gb).items():
         total = sum(parts.values())
         verdict = "fits" if total <= hardware.gpu_gb else "DOES NOT FIT"
         lines += ["", f"GB per GPU, {phase}"] + [f"  {value:7.1f}  {part}" for part, value in parts.items() if value]
         lines.append(f"  {total:7.1f}  in all: {verdict} in {hardware.gpu_gb:g}")
-    cache = memory(g, run, hardware.gpu_gb, 0)["rollout"]["vLLM: KV cache"] * GB * run.tensor_parallel / g.kv_bytes
+    cache = memory(g, run, hardware.gpu_gb, 0, 0)["rollout"]["vLLM: KV cache"] * GB * run.tensor_parallel / g.kv_bytes
     lines.append(
         f"  The KV cache of a replica holds {cache:,.0f} tokens, {cache / (run.prompt + run.response):,.0f} answers"
     )
@@ -227,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--link-gbs", type=float, default=50, metavar="GB/s", help="for weights to vLLM, per GPU (%(default)s)")
     add("--overhead-gb", type=float, default=4, metavar="GB", help="CUDA, NCCL and fragments per GPU (%(default)s)")
+    add("--context-gb", type=float, default=0.5, metavar="GB", help="CUDA context of a reward worker (%(default)s)")
     add("--prompt", type=int, metavar="TOKENS", help="mean prompt (a quarter of data.max_prompt_length)")
     add("--response", type=int, metavar="TOKENS", help="mean response (half of data.max_response_length)")
     add("overrides", nargs="*", metavar="KEY=VALUE", help="as for the recipe itself")

@@ -21,6 +21,7 @@ import numpy as np
 import soxr
 
 from wavalign_ext.asr import write_language_model
+from wavalign_ext.judge_check import shuffled
 from wavalign_ext.pocket.voices import ANSWER_VOICE, Voice, speak
 from wavalign_ext.rewards import SpokenAnswer, build_terms
 
@@ -92,7 +93,7 @@ def make_answers(count: int, processes: int = 1) -> dict[str, list[dict[str, Spo
             "semantic (keywords)": (two, _says(two, without), _says(two, "i do not know")),
             "semantic (embedding)": (clean, _says(clean, f"i think it is {keywords[0]}"), _says(clean, near)),
             "asr_agreement": (clean, _sounds(clean, near_waves[number]), _sounds(clean, own[elsewhere])),
-            "speech_quality": (clean, _sounds(clean, noisy), _sounds(clean, shuffled(own[number], 0.05, random))),
+            "speech_quality": (clean, _sounds(clean, noisy), _sounds(clean, shuffled(own[number], RATE, random))),
             "speaker": (clean, _sounds(clean, telephone(own[number])), _sounds(clean, other[number])),
             "format": (
                 clean,
@@ -114,12 +115,6 @@ def with_noise(wave: np.ndarray, snr_db: float, random: np.random.Generator) -> 
 def telephone(wave: np.ndarray) -> np.ndarray:
     """``wave`` as 8 kHz sampling leaves it."""
     return soxr.resample(soxr.resample(wave, RATE, 8000), 8000, RATE)
-
-
-def shuffled(wave: np.ndarray, piece_s: float, random: np.random.Generator) -> np.ndarray:
-    """``wave`` in pieces, in random order: what speech tokens without an order sound like."""
-    pieces = np.array_split(wave, max(2, round(len(wave) / RATE / piece_s)))
-    return np.concatenate([pieces[number] for number in random.permutation(len(pieces))])
 
 
 def score_cases(count: int = len(SENTENCES)) -> Iterator[tuple[Case, dict[str, list[float]] | str]]:

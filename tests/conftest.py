@@ -7,6 +7,8 @@ import pytest
 
 # Nothing here may look for a model hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# verl computes on the CPU in these tests, whatever the machine has.
+os.environ.setdefault("VERL_PLATFORM", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def make_run(folder: Path, steps: int, groups: int = 4, each: int = 4, audio: in
     voice = Voice()
     for name in [f"{kind}{i}" for kind in "qa" for i in range(groups)]:
         soundfile.write(root / f"audio/{name}.flac", voice.decode(random.integers(0, 512, 50)), RATE)
-    config = WavAlignConfig(layout=None, codec={}, samples=SamplesConfig(count=audio))
+    config = WavAlignConfig(layout="pocket", codec={}, samples=SamplesConfig(count=audio))
     writer = SampleWriter(cast(Any, None), voice, None, config)
     for step in range(0, steps + 1):
         if step:
@@ -71,6 +71,7 @@ def _row(random: np.random.Generator, group: int, progress: float) -> dict[str, 
         "transcript": ANSWERS[group % 4],
         "wer": float(random.uniform(0, 0.4)),
         "missing": "asr_agreement: timed out" if missing else "",
+        "failed": "speaker: no recording",  # of weight 0
         "exact": float(right),
         "speech_codes": " ".join(map(str, codes)),
         "score_semantic": semantic,

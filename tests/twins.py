@@ -24,14 +24,6 @@ from wavalign_ext.turns import BEGIN, CODE, END, EOS, NEVER, TEXT, kinds_of_ids
 
 CODES = 16384
 TEMPERATURE = 0.7  # of the recipes' rollouts
-QWEN_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-GLM_TEMPLATE = (
-    "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>streaming_transcription\n{% endif %}"
-)
 # The order in which VITA-Audio's update_tokenizer_for_glm4voice adds its tokens, after Qwen2.5's 151665.
 VITA_PARTS = ["image", "video", "patch", "audio", "quad", "ref", "box"]
 VITA_ADDED = [
@@ -41,10 +33,7 @@ VITA_ADDED = [
 ] + ["<|image|>", "<|video|>", "<|audio|>"]
 GLM_NAMES = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>"]
 GLM_NAMES += ["<|assistant|>", "<|observation|>"]
-STEP_TEMPLATE = (
-    "{% for message in messages %}<|BOT|>{{ message['role'] }}\n{{ message['content'] }}<|EOT|>{% endfor %}"
-    "{% if add_generation_prompt %}<|BOT|>assistant\n<tts_start>{% endif %}"
-)
+GLM_NAMES += [f"<|{place}_of_{part}|>" for part in ("image", "video", "audio") for place in ("begin", "end")]
 
 
 @dataclass(frozen=True)
@@ -57,7 +46,6 @@ class Twin:
     named: dict[int, list[str]]
     first_audio: int
     vocab_size: int
-    template: str
     eos: str
     family: str = "qwen2"
     pattern: str = "<|audio_{}|>"
@@ -70,28 +58,25 @@ VITA = Twin(
     named={151643: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], 151665: VITA_ADDED},
     first_audio=151685,  # speech_token_offset of its configuration
     vocab_size=168072,
-    template=QWEN_TEMPLATE,
     eos="<|im_end|>",
 )
 GLM = Twin(
     named={151329: GLM_NAMES},
     first_audio=152353,  # second-hand, as is the vocabulary
     vocab_size=168960,
-    template=GLM_TEMPLATE,
     eos="<|user|>",
     family="glm",
 )
 # Second-hand but for 151696: the names, their other ids and the vocabulary. The published model hears through an
 # encoder, which is refused; the twin hears speech tokens, so that the rest of its layout can be run.
 STEP = Twin(
-    named={151643: ["<|endoftext|>", "<|EOT|>", "<|BOT|>", "<tts_start>", "<tts_end>"]},
+    named={151643: ["<|endoftext|>", "<|EOT|>", "<|BOT|>", "<tts_start>", "<tts_end>", "<audio_start>", "<audio_end>"]},
     first_audio=151696,
     vocab_size=158720,
-    template=STEP_TEMPLATE,
     eos="<|EOT|>",
     pattern="<audio_{}>",
-    codes=6561,
-    overrides=("wavalign.layout.heard={first_id: 151696, count: 6561}", "+wavalign.codec.codes=6561"),
+    codes=6562,
+    overrides=("wavalign.layout.heard={first_id: 151696, count: 6562}", "+wavalign.codec.codes=6562"),
 )
 TWINS = {"vita_audio_balance": VITA, "vita_audio_boost": VITA, "glm4_voice": GLM, "step_audio2_mini": STEP}
 
@@ -104,7 +89,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
     import torch
 
     twin = TWINS[name]
-    tokenizer = _tokenizer(twin, folder)
+    tokenizer = _tokenizer(name, folder)
     layout = twin_layout(name).resolve(tokenizer, twin.vocab_size)
     torch.manual_seed(seed)
     sizes: dict[str, Any] = dict(
@@ -116,7 +101,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
         num_key_value_heads=1,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
-        eos_token_id=tokenizer.convert_tokens_to_ids(twin.eos),
+        eos_token_id=list(layout.eos_ids),
         pad_token_id=tokenizer.convert_tokens_to_ids(twin.pad),
         bos_token_id=None,
     )
@@ -139,8 +124,8 @@ def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int
     """A parquet file of rows for the twin: a heard question, a text and a speech target. Nothing to listen to."""
     import pandas
 
-    twin, layout = TWINS[name], load_layout(name)
-    system = [{"role": "system", "content": text}] if (text := layout.chat.get("system")) else []
+    twin, chat = TWINS[name], load_layout(name).chat
+    system = [{"role": "system", "content": text}] if (text := chat.system_message(user_speaks=True)) else []
     table = []
     for row in range(rows):
         question = "".join(twin.pattern.format((37 * row + 11 * n) % twin.codes) for n in range(heard))
@@ -148,7 +133,7 @@ def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int
         table.append(
             {
                 "data_source": "wavalign/twin",
-                "prompt": [*system, {"role": "user", "content": question}],
+                "prompt": [*system, {"role": "user", "content": chat.around(question, "", "user")}],
                 "reward_model": {"style": "rule", "ground_truth": "it is four"},
                 "target_text": "it is four",
                 "target_speech": target,
@@ -179,8 +164,10 @@ def _speak(model: Any, layout: ResolvedLayout) -> None:
         head[:, 0] = TEMPERATURE * bias / head.shape[1] ** 0.5
 
 
-def _tokenizer(twin: Twin, folder: Path) -> PreTrainedTokenizerFast:
-    """Bytes as text, every special token at its real id, fillers in between; no merges."""
+def _tokenizer(name: str, folder: Path) -> PreTrainedTokenizerFast:
+    """Bytes as text, every special token at its real id, fillers in between; no merges. The layout's chat template."""
+    twin, template = TWINS[name], load_layout(name).chat.template
+    assert template is not None
     names = {first + n: name for first, many in twin.named.items() for n, name in enumerate(many)}
     names |= {twin.first_audio + code: twin.pattern.format(code) for code in range(twin.codes)}
     vocabulary = {name: token_id for token_id, name in enumerate(_byte_alphabet())}
@@ -205,7 +192,7 @@ def _tokenizer(twin: Twin, folder: Path) -> PreTrainedTokenizerFast:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "chat_template.jinja").write_text(twin.template)
+    (folder / "chat_template.jinja").write_text(template)
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -1,8 +1,13 @@
-"""verl's single-turn rollout with a seed of its own per answer, so that a resumed run samples what it would have."""
+"""verl's single-turn rollout with a seed of its own per answer, so that a resumed run samples what it would have.
+
+vLLM then draws each answer's token from a generator of its own, one after the other; ``wavalign.seeded_sampling=false``
+draws for all at once, and a resumed run goes on with other answers.
+"""
 
 import hashlib
 from typing import Any
 
+from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
@@ -19,7 +24,7 @@ class SpokenAgentLoop(SingleTurnAgentLoop):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """See verl's ``SingleTurnAgentLoop.run``."""
-        parts = (self.rollout_config.seed, kwargs["global_steps"], kwargs["index"], kwargs["session_id"])
-        return await super().run(  # pyright: ignore[reportAbstractUsage]  (verl decorates it)
-            {**sampling_params, "seed": request_seed(*map(int, parts))}, **kwargs
-        )
+        if OmegaConf.select(self.config, "wavalign.seeded_sampling", default=True):
+            parts = (self.rollout_config.seed, kwargs["global_steps"], kwargs["index"], kwargs["session_id"])
+            sampling_params = {**sampling_params, "seed": request_seed(*map(int, parts))}
+        return await super().run(sampling_params, **kwargs)  # pyright: ignore[reportAbstractUsage]  (verl decorates it)

@@ -1,6 +1,5 @@
 """Speech recognisers for rewards and evaluation, and the word error rate they are read by."""
 
-import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -8,40 +7,41 @@ from typing import Any, Protocol
 
 import numpy as np
 
-_NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-_NUMBERS += " seventeen eighteen nineteen twenty"
-_SPOKEN = {str(value): word for value, word in enumerate(_NUMBERS.split())}
-_SYMBOLS = {"+": " plus ", "=": " is ", " - ": " minus ", "colour": "color"}
+from wavalign_ext.text_normalization import normalize_text, readings, separates_words, text_tokens
 
 
 class Recognizer(Protocol):
     """Turns speech into text."""
 
     def transcribe(self, wave: np.ndarray, sample_rate: int) -> str:
-        """Normalised words of a mono float32 waveform at ``sample_rate`` Hz; "" for silence."""
+        """The words in a mono float32 waveform at ``sample_rate`` Hz, as the recogniser writes them; "" for silence."""
         ...
 
 
-def normalize_text(text: str) -> str:
-    """Lower case, small numbers as words, symbols as spoken, no punctuation."""
-    text = text.lower()
-    for symbol, word in _SYMBOLS.items():
-        text = text.replace(symbol, word)
-    text = re.sub(r"\d+", lambda match: f" {_SPOKEN.get(match[0], match[0])} ", text)
-    return " ".join(re.sub(r"[^a-z0-9' ]", " ", text).split())
-
-
-def word_error_rate(reference: str, hypothesis: str) -> float:
+def word_error_rate(reference: str, hypothesis: str, language: str = "en") -> float:
     """Word edits over reference words, after :func:`normalize_text`; 0 is perfect, more than 1 is possible.
 
-    Against an empty reference it is 0 for an empty hypothesis and 1 otherwise.
+    Characters are counted where the script does not separate words. Of several readings of a figure ("1999") the
+    nearest counts. Against a reference without words it is 1: there is nothing to be right about.
     """
+    return min(
+        _edits_per_word(wanted, said)
+        for wanted in readings(reference, language)
+        for said in readings(hypothesis, language)
+    )
+
+
+def error_rate_name(reference: str) -> str:
+    """``wer`` or, for a text in scripts that do not separate words, ``cer``: what :func:`word_error_rate` counts."""
+    return "wer" if separates_words(normalize_text(reference)) else "cer"
+
+
+def _edits_per_word(reference: str, hypothesis: str) -> float:
     import jiwer
 
-    reference, hypothesis = normalize_text(reference), normalize_text(hypothesis)
     if not reference:
-        return float(bool(hypothesis))
-    return float(jiwer.wer(reference, hypothesis))
+        return 1.0
+    return float(jiwer.wer(" ".join(text_tokens(reference)), " ".join(text_tokens(hypothesis))))
 
 
 def load_recognizer(spec: Mapping[str, Any]) -> Recognizer:
@@ -119,7 +119,7 @@ class Whisper:
             condition_on_previous_text=False,
             max_new_tokens=48,
         )
-        return normalize_text(" ".join(segment.text for segment in segments))
+        return " ".join(segment.text.strip() for segment in segments)
 
 
 @cache

@@ -3,6 +3,7 @@
 ``mel_vq`` and ``units`` are fitted by the pocket build; other packages add theirs with :func:`register_codec`.
 """
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from wavalign_ext import devices
+
 
 class SpeechCodec(Protocol):
-    """``sample_rate`` is in Hz, of what encode takes and decode returns; ``frame_rate`` in codes per second."""
+    """``sample_rate`` is in Hz, of what encode takes and decode returns; ``frame_rate`` in codes per second.
+
+    A class may have ``version``, an int (1 where it has none), raised when its code gives a recording other codes than
+    before. If it takes an argument ``device``, it gets what torch takes, chosen by :mod:`wavalign_ext.devices`.
+    """
 
     sample_rate: int
     frame_rate: float
@@ -43,13 +50,35 @@ def register_codec(name: str) -> Callable[[Callable[..., SpeechCodec]], Callable
     return register
 
 
-def load_codec(spec: Mapping[str, Any]) -> SpeechCodec:
-    """The codec of ``{"type": name, **arguments}``. Raises ValueError for an unknown type, naming the known ones."""
+def load_codec(spec: Mapping[str, Any], device: str | None = None) -> SpeechCodec:
+    """The codec of ``{"type": name, **arguments}``; ``device`` stands in for the spec's, where the codec has one.
+
+    Raises:
+        ValueError: an unknown type, naming the known ones, or a device that is none.
+    """
     arguments = dict(spec)
-    name = arguments.pop("type", None)
+    make = _factory(arguments.pop("type", None))
+    wanted = device_of(spec)
+    if wanted is not None:
+        arguments["device"] = devices.choose(device or wanted)
+    return make(**arguments)
+
+
+def device_of(spec: Mapping[str, Any]) -> str | None:
+    """The device that a spec asks for; None for a codec that has no such argument. Raises as load_codec."""
+    has_device = "device" in inspect.signature(_factory(spec.get("type"))).parameters
+    return spec.get("device") or "auto" if has_device else None
+
+
+def codec_version(spec: Mapping[str, Any]) -> int:
+    """The version of a codec's code. Raises as load_codec."""
+    return getattr(_factory(spec.get("type")), "version", 1)
+
+
+def _factory(name: Any) -> Callable[..., SpeechCodec]:
     if name not in _CODECS:
         raise ValueError(f"codec type {name!r} is not known: one of {', '.join(sorted(_CODECS))}")
-    return _CODECS[name](**arguments)
+    return _CODECS[name]
 
 
 def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:

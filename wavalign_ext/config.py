@@ -1,190 +1,257 @@
 """The ``wavalign`` node of a recipe, checked once, before Ray starts.
 
-Importing this module needs neither torch nor verl.
+The defaults here are the paper's (arXiv 2604.14932) and stand in ``recipes/wavalign_recipes/wavalign/base.yaml`` as
+well, where a recipe shows them; a test holds the two together. Importing this module needs neither torch nor verl.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-TOKENS = ("all", "text", "speech")
-BOUNDARIES = ("speech", "text", "ignore")
+from pydantic import AfterValidator, Field, model_validator
+
+from wavalign_ext.schema import ConfigError, Section, build, refusal
+
+__all__ = ["ConfigError", "WavAlignConfig"]
+
 MODALITIES = ("text", "speech")
-MIXINGS = ("adaptive", "fixed")
+KEY = "wavalign"
 
 
-class ConfigError(ValueError):
-    """A value that WavAlign cannot run with. The message names the key, the value, what is allowed and the remedy."""
+def _scale(pair: tuple[float, float]) -> tuple[float, float]:
+    if not pair[0] < pair[1]:
+        raise ValueError("[low, high] with low < high")
+    return pair
 
 
-def _check(ok: bool, key: str, value: Any, allowed: str, remedy: str = "") -> None:
-    if not ok:
-        raise ConfigError(f"wavalign.{key}={value!r} is not allowed: {allowed}." + (f" {remedy}" if remedy else ""))
+def _layout(layout: Any) -> Any:
+    if not isinstance(layout, str | dict):
+        raise ValueError("the name or the file of a layout, or its keys as a mapping")
+    return layout
 
 
-def _non_negative(key: str, value: Any) -> None:
-    _check(isinstance(value, int | float) and math.isfinite(value) and value >= 0, key, value, "a number ≥ 0")
+class TokenChoice(Section):
+    """Which tokens a loss acts on, and how much each counts."""
+
+    tokens: Literal["all", "text", "speech"]
+    text_weight: float = Field(default=1.0, ge=0)
+    speech_weight: float = Field(default=1.0, ge=0)
+
+    @property
+    def acts(self) -> bool:
+        """Whether any token has a weight."""
+        text, speech = (
+            self.tokens != "speech" and self.text_weight > 0,
+            self.tokens != "text" and self.speech_weight > 0,
+        )
+        return text or speech
 
 
-@dataclass(frozen=True)
-class PreferenceConfig:
-    """Which rollout tokens the policy gradient acts on, and how much (METHOD: w_t)."""
+class PreferenceConfig(TokenChoice):
+    """The policy gradient on rollouts (METHOD: w_t)."""
 
-    tokens: str = "text"
-    text_weight: float = 1.0
-    speech_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self.tokens in TOKENS, "preference.tokens", self.tokens, f"one of {', '.join(TOKENS)}")
-        _non_negative("preference.text_weight", self.text_weight)
-        _non_negative("preference.speech_weight", self.speech_weight)
-
-
-@dataclass(frozen=True)
-class AnchorConfig:
-    """Which target tokens the supervised anchor acts on, and how much (METHOD: v_t)."""
-
-    tokens: str = "all"
-    text_weight: float = 1.0
-    speech_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self.tokens in TOKENS, "anchor.tokens", self.tokens, f"one of {', '.join(TOKENS)}")
-        _non_negative("anchor.text_weight", self.text_weight)
-        _non_negative("anchor.speech_weight", self.speech_weight)
+    tokens: Literal["all", "text", "speech"] = "text"
+    """On which tokens of a rollout it acts."""
+    text_weight: float = Field(default=1.0, ge=0)
+    """How much a text token counts in a rollout's mean."""
+    speech_weight: float = Field(default=1.0, ge=0)
+    """How much a speech token counts in a rollout's mean."""
+    advantage: Literal["grpo", "rloo"] = "grpo"
+    """How a reward becomes an advantage. ``grpo``: minus the mean of the prompt's rollouts, over their standard
+    deviation (without the latter where ``algorithm.norm_adv_by_std_in_grpo=false``: Dr. GRPO, arXiv 2503.20783).
+    ``rloo``: minus the mean of the prompt's other rollouts (arXiv 2402.14740)."""
 
 
-@dataclass(frozen=True)
-class KLConfig:
-    """Coefficients of the k3 penalty against the reference policy, one per modality (METHOD: β_text, β_speech)."""
+class AnchorConfig(TokenChoice):
+    """The supervised loss on the target response (METHOD: v_t)."""
 
-    text: float = 1e-3
-    speech: float = 1e-3
+    tokens: Literal["all", "text", "speech"] = "all"
+    """On which tokens of the target it acts."""
+    text_weight: float = Field(default=1.0, ge=0)
+    """How much a text token counts in a target's mean."""
+    speech_weight: float = Field(default=1.0, ge=0)
+    """How much a speech token counts in a target's mean."""
 
-    def __post_init__(self) -> None:
-        _non_negative("kl.text", self.text)
-        _non_negative("kl.speech", self.speech)
+
+class KLConfig(Section):
+    """Coefficients of the k3 penalty against the reference policy, each with a mask and denominator of its own."""
+
+    text: float = Field(default=1e-3, ge=0)
+    """β of the rollouts' text tokens; 0 switches the term off."""
+    speech: float = Field(default=1e-3, ge=0)
+    """β of the rollouts' speech tokens, whichever tokens the preference acts on; 0 switches the term off."""
 
 
-@dataclass(frozen=True)
-class MixingConfig:
-    """How λ, the weight of the preference loss, is found.
+class MixingConfig(Section):
+    """How λ, the weight of the preference loss, is found."""
 
-    ``adaptive`` reads it from the rewards; ``gate_centre`` (τ), ``gate_slope`` (k) and ``variance_scale`` (v0) follow
-    from the reward scale when they are null. ``fixed`` uses ``value``.
-    """
-
-    type: str = "adaptive"
-    value: float | None = None
-    lambda_max: float = 0.8
-    smoothing: float = 0.9
+    type: Literal["adaptive", "fixed"] = "adaptive"
+    """``adaptive`` reads λ from the rewards of each step; ``fixed`` is ``value`` at every step."""
+    value: float | None = Field(default=None, ge=0, le=1)
+    """λ where ``type`` is fixed: 1 is the preference alone, 0 the anchor alone."""
+    lambda_max: float = Field(default=0.8, ge=0, le=1)
+    """The most that an adaptive λ can be."""
+    smoothing: float = Field(default=0.9, ge=0, lt=1)
+    """α of the moving average over steps: how much of the last λ stays."""
     gate_centre: float | None = None
-    gate_slope: float | None = None
-    variance_scale: float | None = None
+    """τ, the best reward of a prompt at which its gate is half open. Null: the middle of the reward scale."""
+    gate_slope: float | None = Field(default=None, gt=0)
+    """k, how steeply the gate opens. Null: 20 over the width of the reward scale."""
+    variance_scale: float | None = Field(default=None, gt=0)
+    """v0, the variance of a prompt's rewards that counts as full. Null: the largest that the scale allows."""
 
-    def __post_init__(self) -> None:
-        _check(self.type in MIXINGS, "mixing.type", self.type, f"one of {', '.join(MIXINGS)}")
+    @model_validator(mode="after")
+    def _only_keys_of_its_type(self) -> Self:
         if self.type == "fixed":
-            ok = isinstance(self.value, int | float) and 0 <= self.value <= 1
-            _check(ok, "mixing.value", self.value, "a number in [0, 1] when mixing.type=fixed")
-        _check(0 <= self.lambda_max <= 1, "mixing.lambda_max", self.lambda_max, "a number in [0, 1]")
-        _check(0 <= self.smoothing < 1, "mixing.smoothing", self.smoothing, "a number in [0, 1)")
-        for name in ("gate_slope", "variance_scale"):
-            value = getattr(self, name)
-            _check(value is None or value > 0, f"mixing.{name}", value, "a number > 0, or null to derive it")
+            if self.value is None:
+                raise ConfigError(refusal(f"{KEY}.mixing.value", None, "a number in [0, 1] with mixing.type=fixed."))
+            unused = ("lambda_max", "smoothing", "gate_centre", "gate_slope", "variance_scale")
+        else:
+            unused = ("value",)
+        for name in unused:
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                left = "null" if default is None else default
+                why = f"mixing.type={self.type} does not use it. Leave it at {left}, or change mixing.type."
+                raise ConfigError(refusal(f"{KEY}.mixing.{name}", value, why))
+        return self
 
 
-@dataclass(frozen=True)
-class RewardConfig:
-    """The declared scale of the reward, its terms (``name -> {weight, ...}``), and which of them drive which tokens.
+class RoutesConfig(Section):
+    """Which reward terms drive which tokens; see ``wavalign_ext/routes.py``."""
 
-    ``routes`` gives ``text`` or ``speech`` tokens terms of their own; without, the total drives them.
-    """
+    text: list[str] | None = None
+    """Names of the terms whose weighted mean drives the text tokens. Null: the total drives them."""
+    speech: list[str] | None = None
+    """Names of the terms whose weighted mean drives the speech tokens. Null: the total drives them."""
 
-    scale: tuple[float, float] = (1.0, 5.0)
-    terms: Mapping[str, Any] = field(default_factory=dict)
-    routes: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", tuple(self.scale))
-        low, high = self.scale
-        _check(low < high, "reward.scale", list(self.scale), "[low, high] with low < high")
-        for route, names in self.routes.items():
-            key = f"reward.routes.{route}"
-            _check(route in MODALITIES, key, names, f"one of {', '.join(MODALITIES)}")
-            if names is not None:
-                counted = [name for name, term in self.terms.items() if term.get("weight", 1) > 0]
-                ok = not isinstance(names, str) and len(names) > 0 and all(name in counted for name in names)
-                _check(ok, key, names, f"a list of terms with a positive weight ({', '.join(counted)}), or null")
+class RewardConfig(Section):
+    """The declared scale of the reward, its terms, and which of them drive which tokens."""
+
+    scale: Annotated[tuple[float, float], Field(strict=False), AfterValidator(_scale)] = (1.0, 5.0)
+    """[low, high] that every term scores on."""
+    terms: dict[str, Any] = Field(default_factory=dict)
+    """``name: {weight: 1, type: name, ...}``. The weights are divided by their sum; a term of weight 0 is scored and
+    shown but does not count. The other keys are the term's own."""
+    routes: RoutesConfig = RoutesConfig()
+    """Terms of one modality's own."""
+
+    @model_validator(mode="after")
+    def _terms_and_routes(self) -> Self:
+        for name, term in self.terms.items():
+            _check_term(f"{KEY}.reward.terms.{name}", term)
+        counted = [name for name, term in self.terms.items() if term.get("weight", 1) > 0]
+        for route in MODALITIES:
+            names = getattr(self.routes, route)
+            if names is not None and (not names or not set(names) <= set(counted)):
+                why = f"a list of terms with a positive weight ({', '.join(counted)}), or null."
+                raise ConfigError(refusal(f"{KEY}.reward.routes.{route}", names, why))
+        return self
 
     @property
     def routed(self) -> dict[str, list[str]]:
         """Terms by modality, where a modality has its own."""
-        return {route: list(names) for route, names in self.routes.items() if names is not None}
+        return {route: names for route in MODALITIES if (names := getattr(self.routes, route)) is not None}
+
+    @property
+    def group_metrics(self) -> list[str]:
+        """What ``algorithm.filter_groups`` can compare the rollouts of a prompt by: numbers that each of them has."""
+        return ["reward", *(f"reward_{route}" for route in self.routed), *(f"score_{term}" for term in self.terms)]
 
 
-@dataclass(frozen=True)
-class WatchdogConfig:
-    """Seconds between looks at the workers, without an answer before one counts as lost, and that a step may take."""
-
-    check_s: float = 5.0
-    silent_s: float = 60.0
-    step_s: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("check_s", "silent_s", "step_s"):
-            value = getattr(self, name)
-            ok = (value is None and name == "step_s") or (isinstance(value, int | float) and value > 0)
-            _check(ok, f"watchdog.{name}", value, "a number > 0" + (", or null" if name == "step_s" else ""))
+def _check_term(key: str, term: Any) -> None:
+    if not isinstance(term, Mapping):
+        raise ConfigError(refusal(key, term, "a mapping such as {weight: 1.0}."))
+    weight, kind = term.get("weight", 1.0), term.get("type", "")
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not number or not math.isfinite(weight) or weight < 0:
+        raise ConfigError(refusal(f"{key}.weight", weight, "a number ≥ 0. Left out, it is 1."))
+    if not isinstance(kind, str):
+        raise ConfigError(refusal(f"{key}.type", kind, "the name of a term. Left out, it is the name of the node."))
 
 
-@dataclass(frozen=True)
-class SamplesConfig:
-    """How many rollouts of a logged step are decoded to WAV."""
+class WatchdogConfig(Section):
+    """A run ends when a worker is lost or a step does not end; see ``wavalign_ext/watchdog.py``."""
 
-    count: int = 8
+    check_s: float = Field(default=5.0, gt=0)
+    """Seconds between two looks at the workers."""
+    silent_s: float = Field(default=60.0, gt=0)
+    """Seconds without an answer after which a worker counts as lost."""
+    step_s: float | None = Field(default=None, gt=0)
+    """The most seconds that a step may take. Null: any time."""
 
-    def __post_init__(self) -> None:
-        _check(isinstance(self.count, int) and self.count >= 0, "samples.count", self.count, "an integer ≥ 0")
 
-
-@dataclass(frozen=True)
-class UpdateConfig:
-    """How an update computes: neither key changes its result.
-
-    ``one_pass``: the fused head makes the loss and its gradient together. ``skip_old_log_probs``: where one optimiser
-    step follows a batch, the update's own log-probs are the old ones.
-    """
+class UpdateConfig(Section):
+    """How an update computes; neither key changes its result."""
 
     one_pass: bool = True
+    """The fused head makes the loss and its gradient together, where it can: with ``policy_loss.loss_mode=vanilla``."""
     skip_old_log_probs: bool = True
+    """Where one optimiser step follows a batch, the update's own log-probs are the old ones, and verl's pass for them
+    is left out."""
 
 
-@dataclass(frozen=True)
-class WavAlignConfig:
-    """Everything under ``wavalign`` in a recipe. ``layout``, ``codec`` and ``heard_codec`` are resolved elsewhere."""
+class SamplesConfig(Section):
+    """What is kept of the rollouts of a logged step."""
 
-    layout: Any
-    codec: Mapping[str, Any]
-    heard_codec: Mapping[str, Any] | None = None
+    count: int = Field(default=8, ge=0)
+    """How many are decoded to WAV."""
+
+
+class WavAlignConfig(Section):
+    """Everything under ``wavalign`` in a recipe."""
+
+    layout: Annotated[Any, AfterValidator(_layout)]
+    """How text and speech tokens alternate: the name of a layout, its file, or its keys; see docs/layouts.md."""
+    codec: dict[str, Any]
+    """The codec of the answers: ``{type: NAME, ...}``, its other keys being the codec's own."""
+    heard_codec: dict[str, Any] | None = None
+    """The codec of the user's speech, where it is another one."""
     audio_root: str | None = None
-    boundaries: str = "speech"
-    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
-    anchor: AnchorConfig = field(default_factory=AnchorConfig)
-    kl: KLConfig = field(default_factory=KLConfig)
-    mixing: MixingConfig = field(default_factory=MixingConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    samples: SamplesConfig = field(default_factory=SamplesConfig)
-    update: UpdateConfig = field(default_factory=UpdateConfig)
+    """The folder that ``question_audio`` and ``answer_audio`` of the data are relative to. Null: the current one."""
+    boundaries: Literal["speech", "text", "ignore"] = "speech"
+    """What the tokens between text and speech count as."""
+    preference: PreferenceConfig = PreferenceConfig()
+    """The policy gradient on rollouts."""
+    anchor: AnchorConfig = AnchorConfig()
+    """The supervised loss on the target response."""
+    kl: KLConfig = KLConfig()
+    """The penalty against the reference policy."""
+    mixing: MixingConfig = MixingConfig()
+    """λ, the weight of the preference against the anchor."""
+    reward: RewardConfig = RewardConfig()
+    """What is scored."""
+    samples: SamplesConfig = SamplesConfig()
+    """What is kept to listen to."""
+    update: UpdateConfig = UpdateConfig()
+    """How an update computes."""
     hold_schedule: bool = False
-    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    """Rollouts may only say what the layout's schedule lets come next; see ``wavalign_ext/hold_schedule.py``."""
+    seeded_sampling: bool = True
+    """Each rollout has a seed of its own, so that a run can be repeated; see ``wavalign_ext/agent_loop.py``."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """When a run that waits for ever is ended."""
 
-    def __post_init__(self) -> None:
-        _check(self.boundaries in BOUNDARIES, "boundaries", self.boundaries, f"one of {', '.join(BOUNDARIES)}")
-        _check(isinstance(self.hold_schedule, bool), "hold_schedule", self.hold_schedule, "true or false")
+    @model_validator(mode="after")
+    def _what_is_weighed_acts(self) -> Self:
+        never = ", or set wavalign.mixing={type: fixed, value: %d}"
+        for name, section, used, without in (
+            ("preference", self.preference, self.uses_preference, never % 0),
+            ("anchor", self.anchor, self.uses_anchor, never % 1),
+        ):
+            if used and not section.acts:
+                key = f"{KEY}.{name}.{'speech' if section.tokens == 'speech' else 'text'}_weight"
+                why = (
+                    f"with tokens={section.tokens} no token has a weight, but λ gives the loss one. Raise it{without}."
+                )
+                raise ConfigError(refusal(key, getattr(section, key.rsplit(".", 1)[1]), why))
+        return self
+
+    @property
+    def uses_preference(self) -> bool:
+        """False only where the preference's weight, λ, is 0 at every step."""
+        return (self.mixing.value if self.mixing.type == "fixed" else self.mixing.lambda_max) != 0
 
     @property
     def uses_anchor(self) -> bool:
@@ -192,30 +259,6 @@ class WavAlignConfig:
         return not (self.mixing.type == "fixed" and self.mixing.value == 1)
 
     @classmethod
-    def from_mapping(cls, node: Mapping[str, Any]) -> WavAlignConfig:
+    def from_mapping(cls, node: Any) -> "WavAlignConfig":
         """Build from the resolved ``wavalign`` node. Raises :class:`ConfigError` on an unknown key or a bad value."""
-        node = dict(node)
-        for name, section in _SECTIONS.items():
-            if name in node:
-                node[name] = _build(section, node[name] or {}, f"{name}.")
-        return _build(cls, node, "")
-
-
-_SECTIONS: dict[str, type] = {
-    "preference": PreferenceConfig,
-    "anchor": AnchorConfig,
-    "kl": KLConfig,
-    "mixing": MixingConfig,
-    "reward": RewardConfig,
-    "update": UpdateConfig,
-    "samples": SamplesConfig,
-    "watchdog": WatchdogConfig,
-}
-T = TypeVar("T")
-
-
-def _build(cls: type[T], node: Mapping[str, Any], prefix: str) -> T:
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    for key in node:
-        _check(key in known, f"{prefix}{key}", node[key], f"known keys here are {', '.join(known)}")
-    return cls(**node)
+        return build(cls, node, KEY)

@@ -25,7 +25,6 @@ TOKENIZER_FILES = (
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
 )
 Tensors = Iterable[tuple[str, torch.Tensor]]
 
@@ -63,6 +62,7 @@ def convert(kind: str, source: Path, target: Path) -> Plan:
         raise ConvertError(f"{str(source / 'config.json')!r} has no {error}: give the published folder") from error
     with new_folder(target) as folder:
         plan.tokenizer(source, folder)
+        write_chat_template(folder, plan.layout)
         check_tokenizer(folder, plan)
         move_weights(source, folder, plan)
         plan.config.save_pretrained(folder)
@@ -154,15 +154,28 @@ def check_tokenizer(folder: Path, plan: Plan) -> None:
     load_layout(plan.layout).resolve(tokenizer, plan.config.vocab_size)
 
 
+def write_chat_template(folder: Path, layout: str) -> None:
+    """The chat template of the published inference code, which the layout has; a model's folder may hold another.
+
+    VITA-Audio's gives a dialogue without a system message one of its own, "You are a helpful assistant".
+    """
+    from wavalign_ext.layout import load_layout
+
+    template = load_layout(layout).chat.template
+    assert template is not None
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer's files as they are, less a pointer to code of the source's own."""
+    """The tokenizer's files as they are, less its chat template and a pointer to code of the source's own."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             (target / name).write_bytes((source / name).read_bytes())
     path = target / "tokenizer_config.json"
     if path.is_file():
         settings = read_json(path)
-        settings.pop("auto_map", None)
+        for key in ("auto_map", "chat_template"):
+            settings.pop(key, None)
         path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 

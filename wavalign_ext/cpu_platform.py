@@ -81,6 +81,9 @@ class PlatformCPU(PlatformBase):
     def is_available(self) -> bool:
         return True
 
+    def is_platform_available(self, use_smi_check: bool = False) -> bool:
+        return False  # to verl's detection, which would choose it where it now falls back on nvidia
+
     def current_device(self) -> Any:
         # verl calls tensor.to(current_device()); an int would mean cuda:N.
         return torch.device("cpu")

@@ -1,7 +1,8 @@
 """verl's dataset for spoken dialogues: prompts for the rollout, targets for the anchor.
 
 A target's speech is long, and verl copies a dataset row into each of its n rollouts; so the target stays here and the
-trainer asks for it by the row's index.
+trainer asks for it by the row's ``index``, which is its place here: a file's ``extra_info.index`` may be absent, or two
+files may have the same ones.
 """
 
 import uuid
@@ -21,21 +22,13 @@ class SpokenDataset(RLHFDataset):
         row = super().__getitem__(item)
         row.pop(TARGET_TEXT, None)
         row.pop(TARGET_SPEECH, None)
+        row["index"] = int(item)
         return row
 
-    def targets(self) -> dict[int, tuple[str, list[int]]]:
-        """``{extra_info.index: (target text, target codes)}`` for every row.
-
-        Raises:
-            ValueError: two rows share an index, so a rollout could not find its own target.
-        """
-        found: dict[int, tuple[str, list[int]]] = {}
-        columns = (self.dataframe["extra_info"], self.dataframe[TARGET_TEXT], self.dataframe[TARGET_SPEECH])
-        for info, text, codes in zip(*columns, strict=True):
-            if info["index"] in found:
-                raise ValueError(f"extra_info.index={info['index']} occurs twice: give every row its own index")
-            found[info["index"]] = (text, list(codes))
-        return found
+    def targets(self) -> list[tuple[str, list[int]]]:
+        """(target text, target codes) of every row, by the row's ``index``."""
+        columns = (self.dataframe[TARGET_TEXT], self.dataframe[TARGET_SPEECH])
+        return [(text, list(codes)) for text, codes in zip(*columns, strict=True)]
 
 
 class RawAudioDataset(SpokenDataset):

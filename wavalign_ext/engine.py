@@ -1,8 +1,9 @@
 """verl's FSDP engines with WavAlign's head, and the same on a CPU with gloo.
 
-verl registers its engines for ``cuda`` and ``npu``; it looks for a vendor's engine first, which is where ours stands,
-and has none for ``cpu``. A forward-only engine (the reference policy) asks for pinned memory, which needs an
-accelerator: on a CPU the same offload policy without pinning is used while the module is built.
+verl registers its engines for ``cuda`` and ``npu``, and looks for a vendor's first. The vendor ``wavalign`` is ours: a
+process has it by ``VERL_ENGINE_VENDOR``, and finds what it lacks among verl's. For ``cpu`` verl has no engine. A
+forward-only one (the reference policy) asks for pinned memory, which needs an accelerator: on a CPU the same offload
+policy without pinning is used while the module is built.
 """
 
 from typing import Any
@@ -11,7 +12,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
+from wavalign_ext import plugin
+from wavalign_ext.checked_weights import CheckedWeights
 from wavalign_ext.fused_head import FusedHeadEngine
+from wavalign_ext.lora import Fp32Adapters
 
 
 def _unpinned(pin_memory: bool = False) -> CPUOffloadPolicy:
@@ -29,14 +33,16 @@ class _OnCpu:
 
 
 @EngineRegistry.register(
-    model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=["nvidia", "amd"]
+    model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=plugin.ENGINE_VENDOR
 )
-class WavAlignFSDPEngine(FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
-    """verl's own engine unless the fused head is on."""
+class WavAlignFSDPEngine(CheckedWeights, FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead):
+    """verl's own engine but for LoRA and the fused head."""
 
 
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
-class CpuFSDPEngineWithLMHead(_OnCpu, FusedHeadEngine, transformer_impl.FSDPEngineWithLMHead):
+class CpuFSDPEngineWithLMHead(
+    _OnCpu, CheckedWeights, FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead
+):
     """The policy and reference engine on a CPU."""
 
 

@@ -21,10 +21,6 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CHAT_TEMPLATE = (
-    "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>streaming_transcription\n{% endif %}"
-)
 RENAMED = {
     "transformer.embedding.word_embeddings.": "model.embed_tokens.",
     "transformer.encoder.final_layernorm.": "model.norm.",
@@ -150,7 +146,6 @@ def write_tokenizer(source: Path, target: Path) -> None:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|user|>", "pad_token": "<|endoftext|>"}
     (target / "tokenizer.json").write_text(json.dumps(fast, ensure_ascii=False), encoding="utf-8")
     (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (target / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
 def _merges(ranks: dict[bytes, int]) -> list[list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
+from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 from verl.workers.utils.padding import response_from_nested
 
 from wavalign_ext.anchor import padding_row, rows_to_tensordict, supervised_row
@@ -46,12 +47,16 @@ def held_out_nll(trainer: Any) -> dict[str, float]:
 
 
 def _target_rows(trainer: Any) -> list[dict[str, Any]]:
+    # The agent loop's own rendering: held-out prompts are those of the validation answers.
+    builder = create_continuous_token_builder(
+        trainer.tokenizer,
+        hf_model_type=trainer.model_type,
+        chat_template_kwargs=trainer.config.data.get("apply_chat_template_kwargs", {}),
+        processor=trainer.processor,
+    )
     rows = []
-    for number in range(len(trainer.val_dataset)):
-        row = trainer.val_dataset[number]
-        prompt = trainer.tokenizer.apply_chat_template(
-            row["raw_prompt"], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        target = trainer.target(trainer.val_targets[row["index"]])
-        rows.append(supervised_row(prompt, target, ANCHOR, trainer.layout.modality(target)))
+    for number, target in enumerate(trainer.val_targets):
+        prompt = builder.build_initial_tokens(list(trainer.val_dataset[number]["raw_prompt"]))
+        ids = trainer.target(target)
+        rows.append(supervised_row(prompt, ids, ANCHOR, trainer.layout.modality(ids)))
     return rows

@@ -17,43 +17,14 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
+from wavalign_ext.chat import Chat
+from wavalign_ext.token_names import LayoutError, TokenRange, id_of, is_count
+
 TEXT, SPEECH, BOUNDARY = 0, 1, 2
 SUPPORTED_TYPES = ("interleaved",)
 UNSUPPORTED_TYPES = ("parallel", "multi_codebook", "separate")
 CONTINUOUS = "continuous"
 Chunk = tuple[list[int], list[int]]  # (text ids, codes) of one turn
-
-
-class LayoutError(ValueError):
-    """A layout that is inconsistent, or does not fit a tokenizer or a response."""
-
-
-@dataclass(frozen=True)
-class TokenRange:
-    """``count`` consecutive tokens ``pattern.format(0)``, …; ``first_id`` where no names exist."""
-
-    pattern: str | None = None
-    count: int = 0
-    first_id: int | None = None
-
-    def resolve(self, vocabulary: Mapping[str, int], what: str) -> range:
-        """The ids. Raises :class:`LayoutError`: a name is missing, or the ids are not consecutive."""
-        if not _is_count(self.count, 1):
-            raise LayoutError(f"{what}: count={self.count!r}: give a whole number of at least 1")
-        if self.first_id is not None:
-            if self.pattern is not None or not _is_count(self.first_id, 0):
-                raise LayoutError(f"{what}: first_id={self.first_id!r}: give an id ≥ 0 and no pattern")
-            return range(self.first_id, self.first_id + self.count)
-        if not isinstance(self.pattern, str) or self.pattern.count("{}") != 1:
-            raise LayoutError(f"{what}: pattern={self.pattern!r}: give a token name with one {{}}")
-        start = _need(self.pattern.format(0), vocabulary, what)
-        _need(self.pattern.format(self.count - 1), vocabulary, what)
-        for code in range(self.count):
-            name = self.pattern.format(code)
-            if _need(name, vocabulary, what) != start + code:
-                problem = f"token {name!r} has id {vocabulary[name]}, not consecutive {start + code}"
-                raise LayoutError(f"{what}: {problem}; use the model's own tokenizer")
-        return range(start, start + self.count)
 
 
 @dataclass(frozen=True)
@@ -76,7 +47,7 @@ class Layout:
     end: str | None = None
     counts_boundaries: bool = True
     codec: Mapping[str, Any] = field(default_factory=dict)
-    chat: Mapping[str, Any] = field(default_factory=dict)
+    chat: Chat = field(default_factory=Chat)
     extra: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
 
@@ -99,6 +70,7 @@ class Layout:
         node["schedule"] = _pairs(node.get("schedule") or (), where)
         eos = node.get("eos") or ()
         node["eos"] = (eos,) if isinstance(eos, str) else tuple(eos)
+        node["chat"] = Chat.from_mapping(node.get("chat") or {}, where)
         return cls(**node)
 
     def resolve(self, tokenizer: Any, vocab_size: int | None = None) -> ResolvedLayout:
@@ -121,13 +93,15 @@ class Layout:
         heard = speech
         if isinstance(self.heard, TokenRange):
             heard = self.heard.resolve(vocabulary, f"{where}, heard")
-        names = [name for name in (*self.eos, self.begin, self.end, self.pad) if name is not None]
-        named = {name: _need(name, vocabulary, where) for name in names}
+        around = self.chat.user_speech
+        names = [*self.eos, self.begin, self.end, self.pad, *((around.begin, around.end) if around else ())]
+        named = {name: id_of(name, vocabulary, where) for name in names if name is not None}
         _check_overlap(where, speech, heard, named)
         top = max(speech[-1], heard[-1], *named.values())
         if vocab_size is not None and top >= vocab_size:
             problem = f"token id {top} is beyond the model's vocabulary of {vocab_size}"
             raise LayoutError(f"{where}: {problem}: use its own tokenizer, or resize its embeddings")
+        self.chat.check_template(tokenizer, where)
         return ResolvedLayout(
             layout=self,
             speech_start=speech.start,
@@ -139,6 +113,7 @@ class Layout:
             eos_ids=tuple(named[name] for name in self.eos),
             pad_id=None if self.pad is None else named[self.pad],
             schedule=tuple((text, audio - self.boundary_tokens) for text, audio in self.schedule),
+            around_user=None if around is None else (named[around.begin], named[around.end]),
         )
 
     @property
@@ -189,6 +164,7 @@ class ResolvedLayout:
     """A layout in the ids of one tokenizer; ``*_end`` ids are exclusive.
 
     ``schedule`` is (text tokens, codes) per turn, *without* boundaries; ``layout.schedule`` is as declared.
+    ``around_user``: ids of the tokens that enclose the user's speech.
     """
 
     layout: Layout
@@ -201,6 +177,7 @@ class ResolvedLayout:
     eos_ids: tuple[int, ...]
     pad_id: int | None
     schedule: tuple[tuple[int, int], ...]
+    around_user: tuple[int, int] | None = None
 
     def modality(self, ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
         """TEXT, SPEECH or BOUNDARY per id: int8, same shape. Heard speech is speech, an eos is text."""
@@ -266,8 +243,10 @@ class ResolvedLayout:
         text, codes = ([i for chunk in chunks for i in chunk[stream]] for stream in (0, 1))
         return Split(text, codes, errors or self._schedule_errors(chunks, ended), ended, chunks)
 
-    def heard_prompt(self, codes: Sequence[int]) -> str:
-        """The user's speech (C,) as the content of a chat message: its tokens by name.
+    def heard_prompt(self, codes: Sequence[int], text: str = "", role: str = "user") -> str:
+        """The user's speech (C,) in a chat message: its tokens by name, and what ``chat.user_speech`` puts around them.
+
+        ``text`` is what the message says before the speech, and ``role`` whose message it is.
 
         Raises:
             LayoutError: no codes, a code out of range, or speech tokens that have no names.
@@ -279,7 +258,32 @@ class ResolvedLayout:
         if not len(codes):
             raise LayoutError(f"{where}: the user's speech is empty: give at least one code, or drop the row")
         _check_codes(f"{where}, heard", codes, self.heard_end - self.heard_start)
-        return "".join(heard.pattern.format(int(code)) for code in codes)
+        names = "".join(heard.pattern.format(int(code)) for code in codes)
+        return self.layout.chat.around(names, text, role)
+
+    def check_prompt(self, messages: Sequence[Mapping[str, Any]], tokenizer: Any, where: str) -> None:
+        """Refuse a dialogue in which the user's speech is not between the tokens of ``chat.user_speech``.
+
+        The model has never seen such a prompt. ``where`` names the row.
+
+        Raises:
+            LayoutError: a run of the user's speech without the token before or behind it.
+        """
+        around = self.layout.chat.user_speech
+        if around is None or self.around_user is None:
+            return
+        (begin, end), spoken = self.around_user, range(self.heard_start, self.heard_end)
+        for message in messages:
+            if message["role"] == "assistant":  # its earlier answers have the layout's own boundaries
+                continue
+            ids = [None, *tokenizer.encode(message["content"], add_special_tokens=False), None]
+            for before, here, after in zip(ids, ids[1:], ids[2:], strict=False):
+                starts, stops = here in spoken and before not in spoken, here in spoken and after not in spoken
+                if (starts and before != begin) or (stops and after != end):
+                    raise LayoutError(
+                        f"{where}: the user's speech is not between {around.begin} and {around.end}, as layout "
+                        f"{self.layout.name!r} writes it: run wavalign prepare again on the recordings"
+                    )
 
     def _turn(self, turn: int) -> tuple[int, int]:
         return self.schedule[min(turn, len(self.schedule) - 1)]
@@ -363,16 +367,12 @@ def known_layouts() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def _pairs(schedule: Any, where: str) -> tuple[tuple[int, int], ...]:
     try:
         pairs = tuple((text, audio) for text, audio in schedule)
     except (TypeError, ValueError):
         pairs = ((None, None),)
-    if not all(_is_count(count, 0) for pair in pairs for count in pair):
+    if not all(is_count(count, 0) for pair in pairs for count in pair):
         raise LayoutError(f"{where}: schedule={schedule!r}: give pairs of whole numbers: [[1, 10], [4, 10]]")
     return pairs
 
@@ -381,12 +381,6 @@ def _check_codes(where: str, codes: Sequence[int], count: int) -> None:
     wrong = next((int(code) for code in codes if not 0 <= code < count), None)
     if wrong is not None:
         raise LayoutError(f"{where}: code {wrong} is out of range: 0 to {count - 1}; use this layout's codec")
-
-
-def _need(name: str, vocabulary: Mapping[str, int], what: str) -> int:
-    if name not in vocabulary:
-        raise LayoutError(f"{what}: the tokenizer has no token {name!r}: use this layout's own tokenizer")
-    return vocabulary[name]
 
 
 def _check_overlap(where: str, speech: range, heard: range, named: Mapping[str, int]) -> None:

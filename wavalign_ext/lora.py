@@ -1,4 +1,7 @@
-"""Whether a model's head can be trained as the recipe says: asked before Ray starts, of a model without weights."""
+"""LoRA: adapters that learn on a frozen base of lower precision, and whether a head may have one.
+
+The checks are asked before Ray starts, of a model without weights.
+"""
 
 from typing import Any
 
@@ -7,17 +10,48 @@ from omegaconf import DictConfig, OmegaConf
 from wavalign_ext.config import ConfigError
 
 KEY = "actor_rollout_ref.model"
+FP32 = ("fp32", "float32")
+
+
+class Fp32Adapters:
+    """For verl's FSDP engines: adapters are stored in fp32, whatever the base is stored in.
+
+    verl stores them as the base is. In bf16 a step of 2e-5 rounds away wherever the weight is larger than about 0.01:
+    most of A would never move. FSDP1 needs one dtype in a flat group; FSDP2 needs it of the trained parameters only,
+    and computes with both in ``mixed_precision.param_dtype``.
+    """
+
+    def _build_lora_module(self: Any, module: Any) -> Any:
+        module = super()._build_lora_module(module)  # type: ignore[misc]
+        if self.engine_config.strategy == "fsdp2":
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+        return module
+
+
+def check_storage(config: DictConfig) -> None:
+    """Raises :class:`ConfigError`: adapters that FSDP1 would store in half precision, where they do not learn."""
+    actor = config.actor_rollout_ref.actor
+    dtype = OmegaConf.select(actor, "fsdp_config.model_dtype") or "fp32"
+    if adapters(config.actor_rollout_ref.model) and actor.strategy == "fsdp" and dtype not in FP32:
+        raise ConfigError(
+            f"actor_rollout_ref.actor.fsdp_config.model_dtype={dtype!r} with LoRA is not allowed under actor.strategy="
+            "fsdp, which stores adapters as the base, and half precision rounds their steps away: use strategy=fsdp2"
+        )
 
 
 def check_head(config: DictConfig, hf_config: Any) -> None:
     """Refuse what the workers could only refuse once they run.
 
     Raises:
-        ConfigError: LoRA adapters on the head, with the fused head or with tied embeddings.
+        ConfigError: LoRA adapters on the head, with the fused head or with tied embeddings; see also
+            :func:`check_storage`.
         UnsupportedHead: a head that the fused head cannot replace; also a ValueError.
     """
     from wavalign_ext import fused_head
 
+    check_storage(config)
     model = config.actor_rollout_ref.model
     backend = OmegaConf.select(model, "fused_kernel_options.impl_backend")
     fused = bool(model.use_fused_kernels) and backend == fused_head.BACKEND

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from wavalign_ext.policy_sums import LARGEST, policy_sums
+from wavalign_ext.surrogates import SURROGATES
 from wavalign_ext.weights import ANCHOR as ANCHOR_ROW
 
 # verl's guard against overflow in exp(new − old), which also bounds a k3 term (core_algos.py).
@@ -18,13 +19,15 @@ LOG_RATIO_LIMIT = 20.0
 
 @dataclass(frozen=True)
 class LossCoefficients:
-    """The scalars of the loss that do not change between steps."""
+    """What of the loss does not change between steps. ``mode`` is a name in :mod:`wavalign_ext.surrogates`."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_text: float = 1e-3
     kl_speech: float = 1e-3
     entropy: float = 0.0
+    clip_c: float = 3.0
+    mode: str = "vanilla"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def combined_loss(inputs: LossInputs, lam: float, coefficients: LossCoefficients
     """The loss of some rows of a mini-batch; the mini-batch's loss is the sum over its rows.
 
     L        = λ (L_pref + β_text KL_text + β_speech KL_speech − c_H H) + (1 − λ) L_anchor
-    L_pref   = Σ w · −min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A),      ρ = exp(logp − old_logp)
+    L_pref   = Σ w · −min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A),      ρ = exp(logp − old_logp), or another surrogate
     KL       = Σ share · (exp(ref − logp) − (ref − logp) − 1)           per modality, on rollouts
     L_anchor = Σ v · −logp
     """
@@ -70,15 +73,14 @@ def combined_loss(inputs: LossInputs, lam: float, coefficients: LossCoefficients
     old_logp = i.logp.detach() if i.old_logp is None else i.old_logp
     log_ratio = torch.clamp(i.logp - old_logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     # Where the weight is 0 the old log-probs mean nothing (anchor rows have none): their ratio must reach no product.
-    ratio = torch.where(i.preference_weight > 0, log_ratio, 0.0).exp()
-    clipped = torch.clamp(ratio, 1 - c.clip_low, 1 + c.clip_high)
-    surrogate = torch.minimum(ratio * i.advantage, clipped * i.advantage)
+    log_ratio = torch.where(i.preference_weight > 0, log_ratio, 0.0)
+    surrogate, clipping = SURROGATES[c.mode](log_ratio, i.advantage, i.preference_weight, c)
     policy = -(i.preference_weight * surrogate).sum()
     anchor = -(i.anchor_weight * i.logp).sum()
 
     parts = {
         "pg_loss": policy,
-        "pg_clipfrac": (i.preference_weight * (clipped * i.advantage < ratio * i.advantage)).sum(),
+        **{name: (i.preference_weight * mask).sum() for name, mask in clipping.items()},
         "anchor_nll": anchor,
         "anchor_nll_text": -((i.text_weight - text) * i.logp).sum(),
         "anchor_nll_speech": -((i.speech_weight - speech) * i.logp).sum(),
@@ -121,7 +123,7 @@ class VerlLoss:
 
         Fields of :class:`wavalign_kernels.LossInputs`; columns (K,) over the response tokens, row after row.
         """
-        if not self.one_pass:
+        if not self.one_pass or self.coefficients.mode != "vanilla":
             return None
         from wavalign_kernels import ANCHOR, NONE, PREFERENCE
 

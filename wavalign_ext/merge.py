@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from verl.model_merger.base_model_merger import ModelMergerConfig
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger, merge_non_dtensor_shards
 
+from wavalign_ext.loading import check_pretrained
+
 
 def merge(actor: Path, target: Path, dtype: torch.dtype | None) -> None:
     """Write the checkpoint in ``actor`` as a Hugging Face folder, in ``dtype`` or that of the checkpoint."""
@@ -75,6 +77,7 @@ def _name_dtype(folder: Path) -> None:
 def _apply_adapter(folder: Path) -> None:
     """Add the LoRA adapter, which verl's merger writes beside the base, to the weights of the base."""
     base = AutoModelForCausalLM.from_pretrained(folder)
+    check_pretrained(base, folder, f"merged base {str(folder)!r}")
     adapter = folder / "lora_adapter"
     merged: Any = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     for weights in folder.glob("model*.safetensors*"):

@@ -1,44 +1,79 @@
 """What is checked, built and printed before Ray starts: a Hydra callback that the recipes install.
 
 A bad value ends the run here with one line that names it; Hydra only warns about a callback's ordinary exceptions, so
-the line leaves as a :class:`SystemExit`.
+whatever a check raises leaves as a :class:`SystemExit`. With ``HYDRA_FULL_ERROR=1`` its traceback is printed as well.
 """
 
+import functools
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from wavalign_ext import run
 from wavalign_ext.config import ConfigError, WavAlignConfig
+from wavalign_ext.preflight_data import as_list, check_data
+from wavalign_ext.preflight_model import check_model
+from wavalign_ext.schema import one_line, refusal
+from wavalign_ext.verl_keys import VerlKeys, check_verl_keys, stock_config
 
-# A model's vocabulary is rounded up for speed, to a multiple of 64 or more, or of 8 as VITA-Audio's; a larger surplus
-# means that tokens are missing from the tokenizer.
-ROUNDINGS = {8: 8, 64: 1024}  # multiple: most surplus rows
-RAW_CHECKED = 8  # rows of a file whose recordings are encoded here; a run encodes all of them when it loads the file
+__all__ = ["Preflight", "check_config", "check_data", "check_model"]
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def ends_with_one_line(method: F) -> F:
+    """Whatever ``method`` raises ends the run with one line.
+
+    What a check says to the user is a ValueError, OSError or ImportError. Anything else was not foreseen, and the line
+    says what it is and where it came up.
+    """
+
+    @functools.wraps(method)
+    def checked(*args: Any, **kwargs: Any) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                traceback.print_exc()
+            raise SystemExit(f"wavalign: {_line(error)}") from error
+
+    return checked  # type: ignore[return-value]
+
+
+def _line(error: Exception) -> str:
+    text = one_line(str(error))
+    if text and isinstance(error, ValueError | OSError | ImportError):
+        return text
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{where.name} ({Path(where.filename).name}:{where.lineno})"
+    return f"{type(error).__name__} in {place}: {text or 'no message'}. HYDRA_FULL_ERROR=1 shows how it came there"
 
 
 class Preflight(Callback):
     """``hydra.callbacks.wavalign`` of every WavAlign recipe."""
 
+    @ends_with_one_line
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Before Hydra writes this start's configuration over that of a run that has ended."""
         _stop_if_finished(config)
 
+    @ends_with_one_line
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Check ``config`` whole. Ends the process with one line on the first thing that cannot work."""
-        try:
-            wav = check_config(config)
-            _export_environment(config)
-            _build_pocket(config)
-            tokenizer = check_model(config, wav)
-            rows = check_data(config, wav, tokenizer)
-        except (ConfigError, ValueError, OSError, ImportError) as error:
-            raise SystemExit(f"wavalign: {_one_line(error)}") from error
+        run.begin(config)
+        wav = check_config(config)
+        _check_given(config)
+        _build_pocket(config)
+        tokenizer = check_model(config, wav)
+        rows = check_data(config, wav, tokenizer)
         print(_summary(config, wav, rows), flush=True)
 
+    @ends_with_one_line
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         """Say where the results are."""
         folder = config.trainer.default_local_dir
@@ -48,210 +83,140 @@ class Preflight(Callback):
 def _stop_if_finished(config: DictConfig) -> None:
     """End well, before Ray starts, when the run would resume after its last step."""
     trainer = config.trainer
-    latest = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"  # written by verl
-    if trainer.resume_mode != "auto" or trainer.total_training_steps is None or not latest.is_file():
+    if trainer.val_only:
         return
-    if (done := int(latest.read_text())) >= trainer.total_training_steps:
+    latest = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"  # written by verl
+    asked = trainer.total_training_steps
+    if trainer.resume_mode != "auto" or not isinstance(asked, int) or not latest.is_file():
+        return
+    text = latest.read_text().strip()
+    if not text.isdecimal():
+        why = "verl writes the number of the last step there. Correct it, or give trainer.experiment_name=NAME"
+        raise ConfigError(refusal(str(latest), text, why))
+    if int(text) >= asked:
         print(
-            f"wavalign: {trainer.default_local_dir} has {done} steps and trainer.total_training_steps="
-            f"{trainer.total_training_steps} asks for no more. To go on, raise it above {done}; to start anew, give "
-            "trainer.experiment_name=NAME",
+            f"wavalign: {trainer.default_local_dir} has {text} steps and trainer.total_training_steps={asked} asks for "
+            f"no more. To go on, raise it above {text}; to start anew, give trainer.experiment_name=NAME",
             flush=True,
         )
         raise SystemExit(0)
 
 
 def check_config(config: DictConfig) -> WavAlignConfig:
-    """Check the keys that the method depends on. Raises :class:`ConfigError`."""
-    node: Any = OmegaConf.to_container(config.wavalign, resolve=True)
-    wav = WavAlignConfig.from_mapping(node)
-    actor, rollout, algorithm = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.algorithm
-    from wavalign_ext.weights import AGGREGATIONS
+    """Check our keys, and those of verl's that the method depends on. Raises :class:`ConfigError`."""
+    node: Any = config.get("wavalign")
+    wav = WavAlignConfig.from_mapping(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
+    keys = VerlKeys.of(config)
+    for rules in (_trainer_rules, _loss_rules, _correction_rules):
+        for key, (ok, why) in rules(wav, keys).items():
+            if not ok:
+                raise ConfigError(refusal(key, OmegaConf.select(config, key), why))
+    check_verl_keys(config)
+    return wav
 
-    rules = {
-        "algorithm.adv_estimator": (algorithm.adv_estimator == "wavalign", "use wavalign with trainer_mode=wavalign"),
-        "actor_rollout_ref.actor.use_kl_loss": (
-            actor.use_kl_loss or wav.kl.text == wav.kl.speech == 0,
-            f"wavalign.kl (text {wav.kl.text}, speech {wav.kl.speech}) needs a reference policy: set it to true, "
-            "or both coefficients to 0",
+
+Rules = dict[str, tuple[bool, str]]  # by key: whether its value can stand, and what to do where it cannot
+
+
+def _trainer_rules(wav: WavAlignConfig, keys: VerlKeys) -> Rules:
+    trainer, algorithm, rollout = keys.trainer, keys.algorithm, keys.actor_rollout_ref.rollout
+    rloo = "rloo" in algorithm.adv_estimator
+    return {
+        "trainer.use_v1": (trainer.use_v1, "the trainer wavalign is one of verl's V1 trainers: set it to true"),
+        "trainer.v1.trainer_mode": (trainer.v1.trainer_mode == "wavalign", "set it to wavalign, as the recipes do"),
+        "algorithm.adv_estimator": (
+            algorithm.adv_estimator == "wavalign",
+            "use wavalign with trainer_mode=wavalign" + ", and wavalign.preference.advantage=rloo" * rloo,
+        ),
+        "reward.reward_manager.source": (
+            keys.reward.reward_manager.source == "importlib",
+            "only SpokenRewardManager, or a class of yours derived from it, scores speech: set it to importlib",
+        ),
+        "trainer.critic_warmup": (trainer.critic_warmup == 0, "there is no critic: set it to 0"),
+        "actor_rollout_ref.actor.strategy": (
+            trainer.device != "cpu" or keys.actor_rollout_ref.actor.strategy == "fsdp2",
+            "on a CPU there is an engine for fsdp2 only",
         ),
         "actor_rollout_ref.rollout.n": (
-            rollout.n >= 2 or (wav.mixing.type == "fixed" and wav.mixing.value == 0),
+            rollout.n >= 2 or not wav.uses_preference,
             "an advantage compares at least 2 rollouts of a prompt",
         ),
-        "actor_rollout_ref.rollout.enable_chunked_prefill": (
-            not (rollout.enable_chunked_prefill and config.trainer.device == "cpu"),
-            "vLLM cannot cut a prompt of a seeded answer on a CPU: set it to false",
+        "trainer.val_before_train": (
+            trainer.val_before_train or not trainer.val_only,
+            "trainer.val_only ends the run after that validation, and without it verl trains: set it to true",
         ),
-        "actor_rollout_ref.actor.loss_agg_mode": (
-            actor.loss_agg_mode in AGGREGATIONS,
-            f"one of {', '.join(AGGREGATIONS)}",
+        "algorithm.filter_groups.metric": (
+            not (algorithm.filter_groups and algorithm.filter_groups.enable)
+            or algorithm.filter_groups.metric in wav.reward.group_metrics,
+            f"one of {', '.join(wav.reward.group_metrics)}",
+        ),
+    }
+
+
+def _loss_rules(wav: WavAlignConfig, keys: VerlKeys) -> Rules:
+    actor, stock = keys.actor_rollout_ref.actor, VerlKeys.of(stock_config()).actor_rollout_ref.actor
+    mode, kl = actor.policy_loss.loss_mode, wav.kl
+    return {
+        "actor_rollout_ref.actor.use_kl_loss": (
+            actor.use_kl_loss or kl.text == kl.speech == 0,
+            f"wavalign.kl (text {kl.text}, speech {kl.speech}) needs a reference policy: set it to true, or both "
+            "coefficients to 0",
+        ),
+        "actor_rollout_ref.actor.clip_ratio": (
+            None in (actor.clip_ratio_low, actor.clip_ratio_high)
+            or actor.clip_ratio in (stock.clip_ratio, actor.clip_ratio_low, actor.clip_ratio_high),
+            "clip_ratio_low and clip_ratio_high go before it: set these, or set them to null",
+        ),
+        "actor_rollout_ref.actor.clip_ratio_c": (
+            mode == "vanilla" or actor.clip_ratio_c == stock.clip_ratio_c,
+            f"the dual clip is part of policy_loss.loss_mode=vanilla, not of {mode}: leave it at {stock.clip_ratio_c}",
+        ),
+        "actor_rollout_ref.actor.policy_loss.loss_mode": (
+            mode != "geo_mean" or not wav.reward.routed or wav.preference.tokens != "all",
+            "it has one advantage per answer, but wavalign.reward.routes gives text and speech one each: choose gspo, "
+            "or take the routes out",
+        ),
+        "actor_rollout_ref.actor.loss_scale_factor": (
+            actor.loss_scale_factor is None or actor.loss_agg_mode == "seq-mean-token-sum-norm",
+            "it divides the sums of loss_agg_mode=seq-mean-token-sum-norm: choose that, or set it to null",
         ),
         "actor_rollout_ref.actor.shuffle": (
             not actor.shuffle,
             "each rank would shuffle by itself and tear mini-batches apart: set it to false",
         ),
         "algorithm.use_kl_in_reward": (
-            not algorithm.use_kl_in_reward,
+            not keys.algorithm.use_kl_in_reward,
             "use wavalign.kl, which knows the modalities, and set this to false",
         ),
-        "algorithm.rollout_correction.rollout_is": (
-            not OmegaConf.select(config, "algorithm.rollout_correction.rollout_is"),
-            "the trainer wavalign does not apply it: set it to null",
+    }
+
+
+def _correction_rules(_: WavAlignConfig, keys: VerlKeys) -> Rules:
+    given, logp = keys.algorithm.rollout_correction, keys.actor_rollout_ref.rollout.calculate_log_probs
+    node = "algorithm.rollout_correction"
+    return {
+        f"{node}.rollout_is": (given.rollout_is is None, "the trainer wavalign does not apply it: set it to null"),
+        f"{node}.rollout_rs": (
+            given.rollout_rs is None or (logp and not given.bypass_mode),
+            "it compares rollout.calculate_log_probs=true with log-probs that bypass_mode=true does not compute: "
+            "change these, or set it to null",
+        ),
+        f"{node}.rollout_rs_threshold": (
+            given.rollout_rs_threshold is None or given.rollout_rs is not None,
+            "it is the threshold of rollout_rs, which is null: set both or neither",
+        ),
+        f"{node}.bypass_mode": (
+            not given.bypass_mode or logp,
+            "the rollout's log-probs take the place of the old ones: set rollout.calculate_log_probs=true",
         ),
     }
-    for key, (ok, remedy) in rules.items():
-        if not ok:
-            raise ConfigError(f"{key}={OmegaConf.select(config, key)!r} is not allowed: {remedy}")
-    return wav
 
 
-def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
-    """Check that model, tokenizer, layout, codec and reward terms load and agree; returns the tokenizer."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    from wavalign_ext.codecs import load_codec
-    from wavalign_ext.layout import load_layout
-    from wavalign_ext.lora import check_head
-    from wavalign_ext.rewards import build_terms
-
-    path, trust = config.actor_rollout_ref.model.path, config.actor_rollout_ref.model.trust_remote_code
-    if str(path).startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
-        raise ConfigError(f"actor_rollout_ref.model.path={path!r} is not a folder: give a Hugging Face model folder")
-    try:
-        model_config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
-    except (OSError, ValueError) as error:
-        message = f"actor_rollout_ref.model.path={path!r} does not load: {_one_line(error)}"
-        raise ConfigError(message) from error
-    vocab_size = model_config.vocab_size
-    surplus = vocab_size - len(tokenizer)
-    if surplus and not any(0 < surplus < most and vocab_size % step == 0 for step, most in ROUNDINGS.items()):
-        raise ConfigError(
-            f"the tokenizer in {path!r} has {len(tokenizer)} tokens and the model {vocab_size}: they must be equal, or "
-            "the model's the next multiple of 8, or a multiple of 64 by less than 1024 padding rows; resize the "
-            "model's embeddings, or use the tokenizer it was trained with"
-        )
-    check_head(config, model_config)
-    _check_length(config, model_config)
-    layout = load_layout(wav.layout).resolve(tokenizer, vocab_size)
-    codec = load_codec(wav.codec)
-    speech_tokens = layout.speech_end - layout.speech_start
-    if codec.codebook_size != speech_tokens:
-        raise ConfigError(
-            f"the codec {wav.codec['type']!r} has {codec.codebook_size} codes and layout {layout.layout.name!r} "
-            f"{speech_tokens} speech tokens: choose a codec and a layout that belong together"
-        )
-    build_terms(wav.reward.terms, wav.reward.scale)
-    return tokenizer
-
-
-def _check_length(config: DictConfig, model_config: Any) -> None:
-    """vLLM would refuse a sequence that the model has no positions for, minutes later."""
-    rollout, data = config.actor_rollout_ref.rollout, config.data
-    positions = getattr(model_config, "max_position_embeddings", None)
-    key, longest = "actor_rollout_ref.rollout.max_model_len", rollout.max_model_len
-    if longest is None:
-        key, longest = "data.max_prompt_length + max_response_length", data.max_prompt_length + data.max_response_length
-    if positions is not None and longest > positions:
-        raise ConfigError(f"{key}={longest} is more than the model's {positions} positions: lower it")
-    if longest < data.max_prompt_length + data.max_response_length:
-        raise ConfigError(
-            f"{key}={longest} is less than data.max_prompt_length + data.max_response_length "
-            f"({data.max_prompt_length} + {data.max_response_length}): raise it, or lower one of these"
-        )
-
-
-def check_data(config: DictConfig, wav: WavAlignConfig, tokenizer: Any) -> dict[str, int]:
-    """Check every row of the training and validation files; returns the row count of each file."""
-    from wavalign_ext.layout import load_layout
-
-    layout = load_layout(wav.layout).resolve(tokenizer)
-    encode = _raw_rows(config, tokenizer)
-    counts = {}
-    for key in ("train_files", "val_files"):
-        for name in _as_list(config.data[key]):
-            if not Path(name).is_file():
-                raise ConfigError(
-                    f"data.{key}={name!r} is not a file: give a parquet file (wavalign prepare makes one)"
-                )
-            counts[name] = 0
-            needs_target = wav.uses_anchor or key == "val_files"
-            for row in _rows(name):
-                if row.get(config.data.get("audio_key", "audios")):
-                    if encode is None:
-                        raise ConfigError(
-                            f"{name}, row {counts[name]} holds recordings: encode them once with wavalign prepare, or "
-                            "at every start with data.custom_cls.name=RawAudioDataset"
-                        )
-                    if counts[name] >= RAW_CHECKED:
-                        counts[name] += 1
-                        continue
-                    row |= encode(row)
-                _check_row(row, f"{name}, row {counts[name]}", config, wav, tokenizer, layout, needs_target)
-                counts[name] += 1
-    return counts
-
-
-def _check_row(
-    row: dict[str, Any],
-    where: str,
-    config: DictConfig,
-    wav: WavAlignConfig,
-    tokenizer: Any,
-    layout: Any,
-    needs_target: bool,
-) -> None:
-    prompt = tokenizer.apply_chat_template(list(row["prompt"]), add_generation_prompt=True, tokenize=True)
-    ids = prompt if isinstance(prompt, list) else prompt["input_ids"]
-    if not any(layout.heard_start <= i < layout.heard_end for i in ids):
-        raise ConfigError(
-            f"{where}: the prompt has no audio: no token of the user's speech ({layout.layout.name}) is in it"
-        )
-    if len(ids) > config.data.max_prompt_length:
-        raise ConfigError(f"{where}: the prompt has {len(ids)} tokens, more than data.max_prompt_length: raise it")
-    info = row.get("extra_info") or {}
-    for name in ("question_audio", "answer_audio"):
-        if info.get(name):
-            _check_wav(Path(wav.audio_root or ".") / info[name], where, name)
-    if not needs_target:
-        return
-    text, codes = row.get("target_text"), row.get("target_speech")
-    if not text or codes is None or len(codes) == 0:
-        raise ConfigError(
-            f"{where}: no anchor target: target_text and target_speech must both be there, unless wavalign.mixing is "
-            "fixed at 1"
-        )
-    target = layout.target(tokenizer.encode(text, add_special_tokens=False), list(codes))
-    if len(target) > config.data.max_response_length:
-        raise ConfigError(f"{where}: the target has {len(target)} tokens, more than data.max_response_length: raise it")
-
-
-def _check_wav(path: Path, where: str, name: str) -> None:
-    import soundfile
-
-    try:
-        frames = soundfile.info(path).frames
-    except (soundfile.SoundFileError, OSError) as error:
-        raise ConfigError(f"{where}: {name} {str(path)!r} cannot be read: {_one_line(error)}") from error
-    if frames == 0:
-        raise ConfigError(f"{where}: {name} {str(path)!r} is empty")
-
-
-def _raw_rows(config: DictConfig, tokenizer: Any) -> Any:
-    """What encodes the recordings of a row, where the data set is one that does; None elsewhere."""
-    if OmegaConf.select(config, "data.custom_cls.name") != "RawAudioDataset":
-        return None
-    from wavalign_ext.dataset import raw_rows
-
-    return raw_rows(config.data, tokenizer, config.data.get("audio_key", "audios"))
-
-
-def _rows(name: str) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet
-
-    for batch in pyarrow.parquet.ParquetFile(name).iter_batches():
-        yield from batch.to_pylist()
+def _check_given(config: DictConfig) -> None:
+    """Refuse what a recipe leaves to the user with ???."""
+    missing = sorted(OmegaConf.missing_keys(config.wavalign))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)}: the recipe leaves this to you: give it on the command line")
 
 
 def _build_pocket(config: DictConfig) -> None:
@@ -259,39 +224,26 @@ def _build_pocket(config: DictConfig) -> None:
     from wavalign_ext import pocket
 
     folder = str(pocket.pocket_dir())
-    used = [config.actor_rollout_ref.model.path, *_as_list(config.data.train_files), *_as_list(config.data.val_files)]
+    used = [config.actor_rollout_ref.model.path, *as_list(config.data.train_files), *as_list(config.data.val_files)]
     if any(str(path).startswith(folder) for path in used):
         from wavalign_ext.pocket.build import build
 
         build()
 
 
-def _export_environment(config: DictConfig) -> None:
-    """Give this process what the preset gives to Ray's workers: the raylet inherits it from here."""
-    for name, value in (OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}).items():
-        os.environ.setdefault(name, str(value))
-
-
-def _as_list(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _summary(config: DictConfig, wav: WavAlignConfig, rows: dict[str, int]) -> str:
-    rollout, layout = config.actor_rollout_ref.rollout, wav.layout
+    rollout, actor, layout = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor, wav.layout
     mixing = f"fixed {wav.mixing.value}" if wav.mixing.type == "fixed" else f"adaptive, at most {wav.mixing.lambda_max}"
+    preference = f"{wav.preference.advantage}, {actor.policy_loss.loss_mode}, on {wav.preference.tokens} tokens"
     lines = {
         "model": config.actor_rollout_ref.model.path,
         "layout": layout if isinstance(layout, str) else layout.get("name"),
         "data": ", ".join(f"{Path(name).name} {count} rows" for name, count in rows.items()),
         "rollouts": f"{config.data.train_batch_size} prompts × {rollout.n} at temperature {rollout.temperature}",
-        "preference": f"{wav.preference.tokens} tokens, KL text {wav.kl.text}, speech {wav.kl.speech}",
+        "preference": f"{preference}, KL text {wav.kl.text}, speech {wav.kl.speech}",
         "anchor": f"{wav.anchor.tokens} tokens" if wav.uses_anchor else "off (λ = 1)",
         "λ": mixing,
-        "reward": ", ".join(f"{name} {term['weight']}" for name, term in wav.reward.terms.items()),
+        "reward": ", ".join(f"{name} {term.get('weight', 1)}" for name, term in wav.reward.terms.items()),
         "output": config.trainer.default_local_dir,
     }
     return "\n".join(f"wavalign: {name:<11}{value}" for name, value in lines.items())

@@ -62,14 +62,18 @@ class SampleWriter:
         with open(folder / f"{step}.jsonl", "w") as file:
             for number, line in enumerate(lines):
                 if number < self.count and line.get("speech_codes"):
-                    line["wav"] = self._wav(folder, f"{step}/{number}.wav", line["speech_codes"])
+                    line |= self._wav(folder, f"{step}/{number}.wav", line["speech_codes"])
                 file.write(json.dumps({"step": step, **line}, ensure_ascii=False) + "\n")
 
-    def _wav(self, folder: Path, name: str, codes: str) -> str:
+    def _wav(self, folder: Path, name: str, codes: str) -> dict[str, str]:
+        """Where the audio is, or why there is none: the other answers of the step are worth their dump."""
         (folder / name).parent.mkdir(exist_ok=True)
-        wave = self.codec.decode([int(code) for code in codes.split()])
-        soundfile.write(folder / name, wave, self.codec.sample_rate, subtype="PCM_16")
-        return name
+        try:
+            wave = self.codec.decode([int(code) for code in codes.split()])
+            soundfile.write(folder / name, wave, self.codec.sample_rate, subtype="PCM_16")
+        except Exception as error:
+            return {"wav_failed": f"{type(error).__name__}: {error}"}
+        return {"wav": name}
 
 
 def _to_board(board: str | Path, step: int, folder: Path, lines: list[dict[str, Any]]) -> None:

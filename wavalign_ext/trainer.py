@@ -17,9 +17,11 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import reduce_metrics
 from verl.utils.py_functional import rename_dict
 
@@ -28,6 +30,7 @@ from wavalign_ext.anchor import rows_to_tensordict
 from wavalign_ext.codecs import load_codec
 from wavalign_ext.config import WavAlignConfig
 from wavalign_ext.fused_head import SCORE_ONLY
+from wavalign_ext.group_filter import ScoredGroups
 from wavalign_ext.held_out import held_out_nll
 from wavalign_ext.layout import load_layout
 from wavalign_ext.loss import LossCoefficients, VerlLoss
@@ -37,6 +40,7 @@ from wavalign_ext.policy_sums import policy_metrics
 from wavalign_ext.routes import rewards_by_modality
 from wavalign_ext.samples import SampleWriter, plain
 from wavalign_ext.update import ActorUpdate, real_rows
+from wavalign_ext.verl_keys import VerlKeys
 from wavalign_ext.watchdog import watching
 from wavalign_ext.weights import modality_masks
 
@@ -58,7 +62,8 @@ class WavAlignTrainer(PPOTrainerSync):
         self.wav = WavAlignConfig.from_mapping(node)
         self.mixing = MixingController(self.wav.mixing, self.wav.reward.scale)
         self.lam = 0.0
-        self.skips_old_log_probs = self.wav.update.skip_old_log_probs and one_step_follows(config)
+        self.keys = VerlKeys.of(config)
+        self.skips_old_log_probs = self.wav.update.skip_old_log_probs and one_step_follows(self.keys)
         if self.skips_old_log_probs:  # verl would make metrics of a correction that is off, from old log-probs
             config.algorithm.rollout_correction = None
         # verl's TensorBoard logger has no other switch for its folder.
@@ -68,24 +73,31 @@ class WavAlignTrainer(PPOTrainerSync):
     def _setup(self) -> None:
         super()._setup()
         self.replay_buffer.poll_interval = POLL_S
-        actor = self.config.actor_rollout_ref.actor
-        coefficients = LossCoefficients(
-            clip_low=actor.clip_ratio_low,
-            clip_high=actor.clip_ratio_high,
-            kl_text=self.wav.kl.text,
-            kl_speech=self.wav.kl.speech,
-            entropy=actor.entropy_coeff,
-        )
+        kl, actor = self.wav.kl, self.keys.actor_rollout_ref.actor
+        coefficients = LossCoefficients(kl_text=kl.text, kl_speech=kl.speech, **actor.coefficients)
         self.actor_rollout_wg.set_loss_fn(VerlLoss(coefficients, one_pass=self.wav.update.one_pass))
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        buffer = super()._build_replay_buffer()
+        if type(buffer) is ReplayBuffer:  # and not a sampler of the user's own
+            buffer.__class__ = ScoredGroups  # verl names the class within the call above
+        return buffer
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        self.model_type = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).hf_config.model_type
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
         self.layout = load_layout(self.wav.layout).resolve(self.tokenizer)
-        self.targets = self.train_dataset.targets() if self.wav.uses_anchor else {}
+        validates_only = self.config.trainer.get("val_only", False)
+        self.targets = self.train_dataset.targets() if self.wav.uses_anchor and not validates_only else []
         self.val_targets = self.val_dataset.targets()
         board = os.path.join(os.environ["TENSORBOARD_DIR"], "answers")
         board = board if "tensorboard" in self.config.trainer.logger else None
-        self.samples = SampleWriter(self.layout, load_codec(self.wav.codec), self.tokenizer, self.wav, board)
+        self.samples = SampleWriter(
+            self.layout, load_codec(self.wav.codec, device="cpu"), self.tokenizer, self.wav, board
+        )
 
     def fit(self, agent_loop_manager: Any) -> None:
         with watching(self, agent_loop_manager, self.wav.watchdog):
@@ -126,9 +138,23 @@ class WavAlignTrainer(PPOTrainerSync):
         folder = trainer.resume_from_path
         if trainer.resume_mode == "auto":  # the base class does not say which folder it found
             folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
-        with open(os.path.join(folder, STATE_FILE)) as file:
-            self.mixing.load_state_dict(json.load(file)["mixing"])
-        print(f"wavalign: resumed step {self.global_steps} with λ average {self.mixing.average}", flush=True)
+        self._load_mixing(os.path.join(folder, STATE_FILE))
+
+    def _load_mixing(self, path: str) -> None:
+        """The λ average of a checkpoint. One of another trainer has none: λ then starts as it does at step 1."""
+        if os.path.isfile(path):
+            try:
+                with open(path) as file:
+                    self.mixing.load_state_dict(json.load(file)["mixing"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path!r} is damaged ({error}): resume from another step, or delete it") from error
+            told = f"resumed step {self.global_steps} with λ average {self.mixing.average}"
+        else:
+            told = (
+                f"WARNING: {path} is not there, so step {self.global_steps} was not saved by this trainer: weights, "
+                "optimiser and data go on, and the average of λ starts anew"
+            )
+        print(f"wavalign: {told}", flush=True)
 
     # --- log-probs ------------------------------------------------------------------------------------------------
 
@@ -186,7 +212,8 @@ class WavAlignTrainer(PPOTrainerSync):
 
         text, speech = modality_masks(stacked, padded["response_mask"], self.wav.boundaries)
         preferred = {"text": text, "speech": speech, "all": text | speech}[self.wav.preference.tokens]
-        with preferred_tokens(preferred, self._routes(batch, rewards, {"text": text, "speech": speech})):
+        routes = self._routes(batch, rewards, {"text": text, "speech": speech})
+        with preferred_tokens(preferred, routes, self.wav.preference.advantage):
             result = super()._compute_advantage(batch, metrics)
         self._store_scores(batch, modality, rewards, data["rm_scores"])
         return result
@@ -252,11 +279,11 @@ class WavAlignTrainer(PPOTrainerSync):
         self._dump_futures.append(future)
 
 
-def one_step_follows(config: DictConfig) -> bool:
+def one_step_follows(keys: VerlKeys) -> bool:
     """Whether the policy of an update's forward pass is the one that sampled, and nothing else wants its log-probs."""
-    actor, correction = config.actor_rollout_ref.actor, config.algorithm.rollout_correction or {}
-    corrected = correction.get("rollout_is") or correction.get("rollout_rs") or correction.get("bypass_mode")
-    return actor.ppo_epochs == 1 and actor.ppo_mini_batch_size >= config.data.train_batch_size and not corrected
+    actor, correction = keys.actor_rollout_ref.actor, keys.algorithm.rollout_correction
+    one_step = actor.ppo_epochs == 1 and actor.ppo_mini_batch_size >= keys.data.train_batch_size
+    return one_step and correction.rollout_rs is None and not correction.bypass_mode
 
 
 def _rows(data: Any, name: str, rows: list[int]) -> torch.Tensor | None:

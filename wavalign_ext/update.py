@@ -101,6 +101,7 @@ class ActorUpdate:
                 anchor=wav.anchor,
                 boundaries=wav.boundaries,
                 aggregation=self.actor.loss_agg_mode,
+                scale=self.actor.loss_scale_factor or self.trainer.config.data.max_response_length,
             )
             streams = (weights.preference, weights.anchor, weights.text, weights.speech)
             for position, row in enumerate(rows):

@@ -33,13 +33,18 @@ class WorkerLost(RuntimeError):
 @contextmanager
 def watching(trainer: Any, agent_loop_manager: Any, settings: WatchdogConfig) -> Iterator[None]:
     """Watch the workers of verl's trainer while the block runs in the main thread."""
+    rewards = trainer.reward_loop_manager
+    servers = {"rollout engine": trainer.llm_server_manager.get_addresses()}
+    if rewards.reward_model_manager is not None:
+        servers["reward model"] = rewards.reward_model_manager.server_addresses
     probes: list[Probe] = [
-        server_probe(f"the rollout engine {number} at {address}", address, settings.silent_s)
-        for number, address in enumerate(trainer.llm_server_manager.get_addresses())
+        server_probe(f"the {name} {number} at {address}", address, settings.silent_s)
+        for name, addresses in servers.items()
+        for number, address in enumerate(addresses)
     ]
     groups = {
         "training worker": trainer.actor_rollout_wg.workers,
-        "reward worker": trainer.reward_loop_manager.reward_loop_worker_handles,
+        "reward worker": rewards.reward_loop_workers,  # its handles are None with a co-located reward model
         "agent loop worker": agent_loop_manager.agent_loop_workers,
     }
     probes += [actor_probe(f"{name} {n}", actor) for name, actors in groups.items() for n, actor in enumerate(actors)]

@@ -15,12 +15,14 @@ from wavalign_ext.config import AnchorConfig, PreferenceConfig
 from wavalign_ext.layout import BOUNDARY, SPEECH, TEXT
 
 ROLLOUT, ANCHOR, PADDING = 0, 1, 2
-AGGREGATIONS = ("seq-mean-token-mean", "token-mean")
+AGGREGATIONS = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 
 
 @dataclass(frozen=True)
 class TokenWeights:
     """Weights of shape (R, T), each stream summing to 1 over the mini-batch, or to 0 where it is empty.
+
+    With ``seq-mean-token-sum-norm`` a stream sums to the mean weight of a row, divided by the scale.
 
     ``preference`` is on rollouts, ``anchor`` on anchor rows; ``text`` and ``speech`` are the plain means over each
     modality, among rollouts for rollouts and among anchors for anchors. They carry the KL terms and the metrics.
@@ -56,6 +58,7 @@ def token_weights(
     anchor: AnchorConfig,
     boundaries: str,
     aggregation: str,
+    scale: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TokenWeights:
     """Weights of one mini-batch (METHOD.md: w_t, v_t and their denominators).
@@ -65,7 +68,9 @@ def token_weights(
         mask_RT: 1 on response tokens up to and including the first EOS.
         kind_R: ROLLOUT, ANCHOR or PADDING per row.
         scored_R: False for a rollout whose reward is missing: it leaves the loss.
-        aggregation: ``seq-mean-token-mean`` (mean over a row's tokens, then over rows; the paper's) or ``token-mean``.
+        aggregation: ``seq-mean-token-mean`` (mean over a row's tokens, then over rows; the paper's), ``token-mean``, or
+            ``seq-mean-token-sum-norm`` (sum over a row's tokens over ``scale``, then mean over rows; Dr. GRPO, arXiv
+            2503.20783).
 
     A row without a token of the wanted kind contributes nothing and is not counted in the mean over rows.
     """
@@ -74,7 +79,7 @@ def token_weights(
     target = (kind_R == ANCHOR)[:, None]
 
     def mean(weight_RT: torch.Tensor, rows_R1: torch.Tensor) -> torch.Tensor:
-        return _normalise(weight_RT.to(dtype) * rows_R1, aggregation)
+        return _normalise(weight_RT.to(dtype) * rows_R1, aggregation, scale)
 
     def chosen(config: PreferenceConfig | AnchorConfig) -> torch.Tensor:
         weight = torch.zeros_like(text, dtype=dtype)
@@ -92,12 +97,16 @@ def token_weights(
     )
 
 
-def _normalise(weight_RT: torch.Tensor, aggregation: str) -> torch.Tensor:
+def _normalise(weight_RT: torch.Tensor, aggregation: str, scale: float | None) -> torch.Tensor:
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation {aggregation!r} is not allowed: one of {', '.join(AGGREGATIONS)}")
     if aggregation == "token-mean":
         total = weight_RT.sum()
         return weight_RT / torch.where(total > 0, total, 1.0)
+    per_row = weight_RT.sum(-1, keepdim=True)
+    rows = (per_row > 0).sum().clamp(min=1)
     if aggregation == "seq-mean-token-mean":
-        per_row = weight_RT.sum(-1, keepdim=True)
-        rows = (per_row > 0).sum().clamp(min=1)
         return weight_RT / torch.where(per_row > 0, per_row, 1.0) / rows
-    raise ValueError(f"aggregation {aggregation!r} is not allowed: one of {', '.join(AGGREGATIONS)}")
+    if scale is None or not scale > 0:
+        raise ValueError(f"aggregation {aggregation!r} needs a scale > 0, not {scale!r}: give one")
+    return weight_RT / scale / rows

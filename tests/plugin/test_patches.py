@@ -14,7 +14,8 @@ import os, sys
 os.environ["VERL_PLATFORM"] = "cpu"
 from wavalign_ext import patches
 removed = {removed!r}
-patches.ON_IMPORT[:] = [(m, a) for m, a in patches.ON_IMPORT if a.__name__ != removed]
+for table in (patches.ON_IMPORT, patches.ON_IMPORT_ON_CPU):
+    table[:] = [(module, action) for module, action in table if action.__name__ != removed]
 if removed == "alias_vllm_distribution":
     patches.alias_vllm_distribution = lambda: None
 import verl
@@ -58,6 +59,25 @@ layer.weight.requires_grad_(False)
 utils.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
 assert layer.weight.numel() == 64 * 64
 """,
+    "rewind_cpu_generators": """
+from types import SimpleNamespace
+import numpy, torch
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+class Reached(Exception): pass
+class Batch(SimpleNamespace):
+    @property
+    def req_ids(self): raise Reached  # vLLM's next step, after the generators
+generator = torch.Generator().manual_seed(1)
+first = torch.rand(3, generator=generator.manual_seed(1))
+generator.manual_seed(1)
+runner = SimpleNamespace(discard_request_mask=SimpleNamespace(np=numpy.array([True, False])))
+runner.input_batch = Batch(num_reqs=2, generators={0: generator})
+try:
+    CPUModelRunner._bookkeeping_sync(runner, None, None, None, None, 0)
+except Reached:
+    pass
+assert runner.input_batch.generators == {0: generator}
+""",
     "alias_vllm_distribution": """
 import importlib.metadata
 assert importlib.metadata.version("vllm").endswith("+cpu")
@@ -85,7 +105,8 @@ def test_what_a_patch_mends_fails_without_it(name: str) -> None:
 def test_every_entry_has_a_probe() -> None:
     from wavalign_ext import patches
 
-    assert {action.__name__ for _, action in patches.ON_IMPORT} | {"alias_vllm_distribution"} == set(PROBES)
+    table = patches.ON_IMPORT + patches.ON_IMPORT_ON_CPU
+    assert {action.__name__ for _, action in table} | {"alias_vllm_distribution"} == set(PROBES)
 
 
 def _installed(distribution: str) -> bool:

@@ -50,7 +50,6 @@ def refusal(config: DictConfig) -> str:
         ("actor_rollout_ref.actor.use_kl_loss=false", "needs a reference policy"),
         ("actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum", "loss_agg_mode"),
         ("actor_rollout_ref.actor.shuffle=true", "shuffle=True"),
-        ("actor_rollout_ref.rollout.enable_chunked_prefill=true", "on a CPU: set it to false"),
         ("algorithm.adv_estimator=grpo", "adv_estimator='grpo'"),
         ("actor_rollout_ref.model.path=/no/such/model", "'/no/such/model' is not a folder"),
         ("data.train_files=/no/such/file.parquet", "'/no/such/file.parquet' is not a file"),
@@ -193,8 +192,9 @@ def test_adapters_elsewhere_pass(pocket: Path, targets: str) -> None:
     Preflight().on_job_start(composed(*HEAD, f"actor_rollout_ref.model.target_modules={targets}"))
 
 
-def run_main(**environment: str) -> subprocess.CompletedProcess:
+def run_main(*overrides: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "+recipe=wavalign", "trainer.total_training_steps=1"]
+    command += overrides
     inherited = {name: value for name, value in os.environ.items() if name != "VERL_PLATFORM"}
     return subprocess.run(command, env=inherited | environment, capture_output=True, text=True, timeout=300)
 
@@ -220,3 +220,18 @@ def test_a_plugin_that_is_switched_off_stops_the_run() -> None:
     done = run_main(VERL_USE_EXTERNAL_PLUGINS="none")
     assert done.returncode != 0
     assert "verl did not load the plugin" in done.stderr and "ray init" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("wavalign.mixing.lambda_max=null", "wavalign.mixing.lambda_max=None is not allowed: a number in [0, 1]"),
+        ("actor_rollout_ref.actor.kl_loss_coef=0.01", "actor_rollout_ref.actor.kl_loss_coef=0.01 would do nothing"),
+        ("data.max_response_length=20", "more than data.max_response_length"),  # found last: all before it passes
+    ],
+)
+def test_verl_s_own_command_ends_with_one_line(pocket: Path, override: str, message: str) -> None:
+    done = run_main(override)
+    assert done.returncode == 1 and "ray init" not in done.stdout
+    assert [line for line in done.stderr.splitlines() if message in line] == done.stderr.splitlines()[-1:]
+    assert "Traceback" not in done.stderr

@@ -7,35 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 RELATIVE = 1e-5
 QUICK = [(1, "4"), (2, "dynamic60")]
 SLOW = [(1, "2"), (1, "dynamic60"), (2, "1"), (2, "2"), (2, "4")]
 SPLITS = QUICK + [pytest.param(*split, marks=pytest.mark.slow) for split in SLOW]
 REPLAY = Path(__file__).with_name("replay.py")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=False,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    Qwen2Tokenizer().save_pretrained(folder)
-    return folder
 
 
 KL = ("wavalign.kl.text=0.05", "wavalign.kl.speech=0.02")

@@ -193,6 +193,7 @@ def vita(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Qwen2MTP]:
 
 PIECES = [b"h", b"e", b"l", b"o", b" ", b"he", b"ll", b"hell", b" he", b"hello", "é".encode()[:1], "é".encode()[1:]]
 GLM_NAMES = {"<|endoftext|>": 20, "[gMASK]": 21, "<sop>": 22, "<|system|>": 23, "<|user|>": 24, "<|assistant|>": 25}
+GLM_NAMES |= {"<|observation|>": 26, "<|begin_of_audio|>": 27, "<|end_of_audio|>": 28}
 GLM_TOKENS = GLM_NAMES | {name: 30 + n for n, name in enumerate(AUDIO)}
 
 
@@ -293,9 +294,43 @@ def test_glm_keeps_its_ids(glm: tuple[Path, Any], tmp_path: Path) -> None:
     for text, ids in encode.items():
         assert tokenizer.encode(text, add_special_tokens=False) == ids, text
         assert tokenizer.decode(ids) == text
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "<|audio_3|>"}], tokenize=False)
-    assert prompt == "[gMASK]<sop><|user|>\n<|audio_3|>"
     assert tokenizer.encode("<|audio_3|><|user|>", add_special_tokens=False) == [33, 24]
+
+
+GLM_START, GLM_END = "[gMASK]<sop>", "<|assistant|>streaming_transcription\n"
+
+
+@pytest.mark.parametrize(
+    ("roles", "prompt"),
+    [
+        ("u", f"{GLM_START}<|user|>\nu{GLM_END}"),
+        ("su", f"{GLM_START}<|system|>\ns<|user|>\nu{GLM_END}"),
+        ("uau", f"{GLM_START}<|user|>\nu{GLM_END}a<|user|>\nu{GLM_END}"),
+        ("suauau", f"{GLM_START}<|system|>\ns<|user|>\nu{GLM_END}a<|user|>\nu{GLM_END}a<|user|>\nu{GLM_END}"),
+    ],
+)
+def test_glm_s_dialogues_are_its_web_demo_s(glm: tuple[Path, Any], tmp_path: Path, roles: str, prompt: str) -> None:
+    """web_demo.py of THUDM/GLM-4-Voice, inference_fn; [gMASK]<sop> is its tokenizer's."""
+    convert.convert("glm4-voice", glm[0], tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    messages = [{"role": names[letter], "content": letter} for letter in roles]
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == prompt
+
+
+def test_vita_s_chat_template_is_its_inference_code_s(vita: tuple[Path, Any], tmp_path: Path) -> None:
+    """evaluation/get_chat_template.py of VITA-MLLM/VITA-Audio: no system message where the dialogue has none."""
+    source = edited(vita[0], tmp_path)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    default = "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n"  # of the published tokenizer_config.json
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": default}))
+    (source / "chat_template.jinja").write_text(default)
+    convert.convert("vita-audio", source, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False
+    )
+    assert prompt == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_ranked_merges_are_tiktokens(tmp_path: Path, glm: tuple[Path, Any]) -> None:

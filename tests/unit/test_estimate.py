@@ -8,6 +8,8 @@ from typing import Any
 import estimate
 import pytest
 import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 
 @pytest.mark.parametrize("name", ["vita", "glm4"])
@@ -57,6 +59,29 @@ def test_a_recipe_is_estimated(capsys: pytest.CaptureFixture, monkeypatch: pytes
     with pytest.raises(SystemExit):
         estimate.main(["--recipe", "wavalign"])
     assert "give --model a folder" in capsys.readouterr().err
+
+
+def decoding(text: str) -> tuple[int, float]:
+    """(reward workers on a GPU, their GB)."""
+    found = re.search(r"([\d.]+)  speech decoders of (\d+) reward workers", text)
+    return (int(found[2]), float(found[1])) if found else (0, 0.0)
+
+
+def test_the_decoders_of_the_reward_workers_are_counted(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    recipe = ["--recipe", "wavalign_glm4_voice", "--context-gb", "0.5"]
+    spread = printed(capsys, *recipe, "reward.num_workers=8")
+    assert decoding(spread) == (1, 1.0)  # 131.6 million parameters in float32, and the context
+    crowded = printed(capsys, *recipe, "reward.num_workers=20")
+    assert decoding(crowded) == (3, 3.1)
+    assert total(crowded, "training") - total(spread, "training") == pytest.approx(2.1, abs=0.11)
+    assert total(crowded, "rollout") - total(spread, "rollout") == pytest.approx(2.1, abs=0.11)
+    assert decoding(printed(capsys, *recipe, "reward.num_workers=8", "+wavalign.codec.device=cuda:0")) == (8, 8.2)
+    assert decoding(printed(capsys, *recipe, "+wavalign.codec.device=cpu")) == (0, 0.0)
+    assert decoding(printed(capsys, *recipe, "reward.num_workers=16", "trainer.nnodes=2")) == (1, 1.0)
+    save_file({"a": torch.ones(30, 10), "b": torch.ones(5)}, tmp_path / "model.safetensors")
+    codec = OmegaConf.create({"type": "transformers", "path": str(tmp_path)})
+    assert estimate.decoder_parameters(codec) == 305
+    assert estimate.decoder_parameters(OmegaConf.create({"type": "mel_vq", "path": "?"})) == 0
 
 
 def test_help(capsys: pytest.CaptureFixture) -> None:

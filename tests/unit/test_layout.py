@@ -35,9 +35,10 @@ BASE: dict[str, Any] = {
     "eos": ["<|im_end|>"],
     "pad": "<|endoftext|>",
 }
+AROUND = {"begin": "<|begin_of_audio|>", "end": "<|end_of_audio|>"}
 NO_BOUNDARIES = {"begin": None, "end": None}
 WORDS = 40
-SPECIALS = ("<|endoftext|>", "<|im_end|>", "<|user|>", "<|begin_of_audio|>", "<|end_of_audio|>")
+SPECIALS = ("<|endoftext|>", "<|im_end|>", "<|user|>", "<|observation|>", "<|begin_of_audio|>", "<|end_of_audio|>")
 
 
 def make_tokenizer(
@@ -263,6 +264,13 @@ def test_padding_may_follow_the_end() -> None:
         ({"speech": {"pattern": "<|audio_{}|>", "count": 8, "first_id": 9}}, "first_id=9.*no pattern"),
         ({"speech": {"patern": "<|audio_{}|>"}}, "speech=.*patern.*give pattern and count"),
         ({"sped": 1}, "key 'sped' is not known: its keys are name, speech"),
+        ({"chat": {"heard": "{}"}}, "chat: key 'heard' is not known: its keys are system, system_text, user_speech"),
+        ({"chat": "You are Luke."}, "chat='You are Luke.' is malformed: give a mapping with system"),
+        ({"chat": {"system": ["You are Luke."]}}, r"chat: system=\['You are Luke.'\] is no text"),
+        ({"chat": {"user_speech": "<|begin_of_audio|>{}"}}, "user_speech=.* is malformed: give begin and end by name"),
+        ({"chat": {"user_speech": {**AROUND, "behind": "w1"}}}, "chat.user_speech: key 'behind' is not known"),
+        ({"chat": {"user_speech": {**AROUND, "end": "<|nothing|>"}}}, r"no token '<\|nothing\|>'"),
+        ({"chat": {"user_speech": {**AROUND, "end": "<|heard_3|>"}}}, "lies in the heard range"),
     ],
 )
 def test_layouts_that_cannot_work_are_refused(changes: dict, message: str) -> None:
@@ -311,6 +319,57 @@ def test_the_users_speech_is_written_by_name() -> None:
             resolve().heard_prompt(codes)
     with pytest.raises(LayoutError, match="no names"):
         resolve(heard={"first_id": 1000, "count": 4}).heard_prompt([1])
+
+
+# --- prompts ------------------------------------------------------------------------------------------------
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        "<|heard_3|>",
+        "<|begin_of_audio|><|heard_3|>",
+        "<|heard_3|><|end_of_audio|>",
+        "<|begin_of_audio|>w1<|heard_3|><|end_of_audio|>",
+        "<|begin_of_audio|><|heard_3|><|end_of_audio|><|heard_3|>",
+        "<|end_of_audio|><|heard_3|><|begin_of_audio|>",
+    ],
+)
+def test_a_prompt_with_speech_out_of_its_tokens_is_refused(user: str) -> None:
+    layout = resolve(chat={"user_speech": AROUND})
+    with pytest.raises(LayoutError, match=r"^f.parquet, row 3: .*not between <\|begin.*run wavalign prepare") as caught:
+        layout.check_prompt([said("system", "w1"), said("user", user)], TOKENIZER, "f.parquet, row 3")
+    assert "\n" not in str(caught.value)
+    resolve().check_prompt([said("user", user)], TOKENIZER, "a layout without such tokens")
+
+
+def test_a_prompt_as_the_layout_writes_it_passes() -> None:
+    layout = resolve(heard=None, begin=None, end=None, chat={"user_speech": AROUND})
+    heard = layout.heard_prompt([3, 9, 9])
+    answer = said("assistant", "w1<|audio_3|><|audio_4|>")  # without boundaries, as the layout has it
+    messages = [said("system", f"w1{heard}"), said("user", f"{heard}w1{heard}"), answer, said("user", heard)]
+    layout.check_prompt(messages, TOKENIZER, "here")
+    with pytest.raises(LayoutError):
+        layout.check_prompt([*messages, said("user", "<|audio_3|>")], TOKENIZER, "here")
+
+
+def test_a_tokenizer_with_another_chat_template_is_refused() -> None:
+    tokenizer = make_tokenizer()
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }};{% endfor %}"
+    layout = load_layout({**BASE, "chat": {"template": template}})
+    layout.resolve(tokenizer)  # it has none
+    tokenizer.chat_template = template.replace("m.", "message.").replace("for m ", "for message ")
+    layout.resolve(tokenizer)  # the same in other words
+    for other in ("{{ 'system w0;' if messages[0].role != 'system' }}" + template, template.replace(";", "")):
+        tokenizer.chat_template = other
+        with pytest.raises(LayoutError, match="chat template writes '.*'user u;': convert the model again") as caught:
+            layout.resolve(tokenizer)
+        assert "\n" not in str(caught.value)
+        load_layout(BASE).resolve(tokenizer)
 
 
 # --- the layouts that come with WavAlign --------------------------------------------------------------------

@@ -34,27 +34,63 @@ def in_tokens(kind: str, tokens: str) -> bool:
     return kind in (TEXT, SPEECH) and (tokens == "all" or tokens == kind)
 
 
-def oracle_advantages(groups: list[dict]) -> list[list[float]]:
+def oracle_advantages(groups: list[dict], p: dict) -> list[list[float]]:
     result = []
     for group in groups:
-        known = [r for r in group["rewards"] if not math.isnan(r)]
+        known = [g for g, r in enumerate(group["rewards"]) if not math.isnan(r)]
         row = []
-        for r in group["rewards"]:
+        for g, r in enumerate(group["rewards"]):
             if math.isnan(r) or len(known) < 2:
                 row.append(0.0)
-            else:
-                mean = sum(known) / len(known)
-                std = math.sqrt(sum((x - mean) ** 2 for x in known) / len(known))
-                row.append((r - mean) / (std + 1e-4))
+                continue
+            scores = [group["rewards"][k] for k in known]
+            if p["advantage"] == "rloo":
+                others = [group["rewards"][k] for k in known if k != g]
+                row.append(r - sum(others) / len(others))
+                continue
+            mean = sum(scores) / len(scores)
+            std = math.sqrt(sum((x - mean) ** 2 for x in scores) / len(scores))
+            row.append((r - mean) / (std + 1e-4) if p["by_std"] else r - mean)
         result.append(row)
     return result
 
 
-def mean_over_rows(rows: list[tuple[list, list]], aggregation: str):
+def oracle_surrogate(row: dict, w: list[float], advantage: float, p: dict) -> list:
+    """The loss of each token of a row. Row-wise objectives are written as the papers have them, for the whole row."""
+    new_old = list(zip(row["logp"], row["old"], strict=True))
+    low, high = p["clip_low"], p["clip_high"]
+    if p["mode"] == "vanilla":
+        losses = []
+        for new, old in new_old:
+            ratio = torch.exp(new - old)
+            loss = -torch.minimum(ratio * advantage, torch.clamp(ratio, 1 - low, 1 + high) * advantage)
+            if advantage < 0:
+                loss = torch.minimum(loss, torch.tensor(-p["clip_c"] * advantage, dtype=torch.float64))
+            losses.append(loss)
+        return losses
+    total = sum(w) or 1.0
+    if p["mode"] == "gspo":
+        ratio = torch.exp(sum(a * (new - old) for a, (new, old) in zip(w, new_old, strict=True)) / total)
+        loss = -torch.minimum(ratio * advantage, torch.clamp(ratio, 1 - low, 1 + high) * advantage)
+        return [loss] * len(w)
+    product = torch.tensor(1.0, dtype=torch.float64)
+    for a, (new, old) in zip(w, new_old, strict=True):
+        ratio = torch.exp(new - old)
+        if advantage > 0:
+            ratio = torch.minimum(ratio, torch.tensor(math.exp(high), dtype=torch.float64))
+        elif advantage < 0:
+            ratio = torch.maximum(ratio, torch.tensor(math.exp(-low), dtype=torch.float64))
+        product = product * ratio ** (a / total)
+    return [-product * advantage] * len(w)
+
+
+def mean_over_rows(rows: list[tuple[list, list]], aggregation: str, scale: float):
     """rows: per row (weights, values); the weighted mean of a row, then the mean over the rows that have weight."""
     rows = [(w, v) for w, v in rows if sum(w) > 0]
     if not rows:
         return 0.0
+    if aggregation == "seq-mean-token-sum-norm":
+        return sum(sum(a * b for a, b in zip(w, v, strict=True)) / scale for w, v in rows) / len(rows)
     if aggregation == "token-mean":
         return sum(a * b for w, v in rows for a, b in zip(w, v, strict=True)) / sum(sum(w) for w, _ in rows)
     return sum(sum(a * b for a, b in zip(w, v, strict=True)) / sum(w) for w, v in rows) / len(rows)
@@ -62,20 +98,15 @@ def mean_over_rows(rows: list[tuple[list, list]], aggregation: str):
 
 def oracle_loss(groups: list[dict], anchors: list[dict], lam: float, p: dict):
     preference_rows, kl_text, kl_speech, entropy_rows, anchor_rows = [], [], [], [], []
-    for group, advantages in zip(groups, oracle_advantages(groups), strict=True):
+    for group, advantages in zip(groups, oracle_advantages(groups, p), strict=True):
         for row, reward, advantage in zip(group["rows"], group["rewards"], advantages, strict=True):
             if math.isnan(reward):
                 continue
             kinds = [kind_of(m, p["boundaries"]) for m in row["modality"]]
             weight_of = {TEXT: p["pref_text"], SPEECH: p["pref_speech"]}
             w = [weight_of[k] if in_tokens(k, p["pref_tokens"]) else 0.0 for k in kinds]
-            surrogate, k3 = [], []
-            for new, old, ref in zip(row["logp"], row["old"], row["ref"], strict=True):
-                ratio = torch.exp(new - old)
-                bounded = torch.clamp(ratio, 1 - p["clip_low"], 1 + p["clip_high"])
-                surrogate.append(-torch.minimum(ratio * advantage, bounded * advantage))
-                k3.append(torch.exp(ref - new) - (ref - new) - 1)
-            preference_rows.append((w, surrogate))
+            k3 = [torch.exp(ref - new) - (ref - new) - 1 for new, ref in zip(row["logp"], row["ref"], strict=True)]
+            preference_rows.append((w, oracle_surrogate(row, w, advantage, p)))
             entropy_rows.append((w, row["entropy"]))
             kl_text.append(([float(k == TEXT) for k in kinds], k3))
             kl_speech.append(([float(k == SPEECH) for k in kinds], k3))
@@ -84,12 +115,12 @@ def oracle_loss(groups: list[dict], anchors: list[dict], lam: float, p: dict):
         weight_of = {TEXT: p["anchor_text"], SPEECH: p["anchor_speech"]}
         v = [weight_of[k] if in_tokens(k, p["anchor_tokens"]) else 0.0 for k in kinds]
         anchor_rows.append((v, [-x for x in row["logp"]]))
-    how = p["aggregation"]
-    preference = mean_over_rows(preference_rows, how)
-    preference = preference + p["kl_text"] * mean_over_rows(kl_text, how)
-    preference = preference + p["kl_speech"] * mean_over_rows(kl_speech, how)
-    preference = preference - p["entropy"] * mean_over_rows(entropy_rows, how)
-    return lam * preference + (1 - lam) * mean_over_rows(anchor_rows, how)
+    how = p["aggregation"], p["scale"]
+    preference = mean_over_rows(preference_rows, *how)
+    preference = preference + p["kl_text"] * mean_over_rows(kl_text, *how)
+    preference = preference + p["kl_speech"] * mean_over_rows(kl_speech, *how)
+    preference = preference - p["entropy"] * mean_over_rows(entropy_rows, *how)
+    return lam * preference + (1 - lam) * mean_over_rows(anchor_rows, *how)
 
 
 def oracle_lambda(step: list[list[float]], previous: float | None, lam_max, k, tau, v0, alpha):
@@ -123,7 +154,7 @@ def random_row(rng: random.Random, generator: torch.Generator) -> dict:
     return {
         "modality": [rng.choice(palette) for _ in range(length)],
         "logp": logp.requires_grad_(),
-        "old": logp.detach() + draw(0.3),
+        "old": logp.detach() + draw(rng.choice([0.3, 1.0])),
         "ref": logp.detach() + draw(0.5),
         "entropy": draw(1.0).abs(),
     }
@@ -153,7 +184,12 @@ def random_batch(seed: int) -> tuple[list[dict], list[dict], float, dict]:
         "entropy": rng.choice([0.0, 0.01]),
         "clip_low": 0.2,
         "clip_high": rng.choice([0.2, 0.28]),
-        "aggregation": rng.choice(["seq-mean-token-mean", "token-mean"]),
+        "aggregation": rng.choice(["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"]),
+        "scale": rng.choice([7.0, 96.0]),
+        "mode": rng.choice(["vanilla", "gspo", "geo_mean"]),
+        "clip_c": rng.choice([3.0, 1.5]),
+        "advantage": rng.choice(["grpo", "rloo"]),
+        "by_std": rng.random() < 0.7,
     }
     return groups, anchors, rng.random(), parameters
 
@@ -172,14 +208,18 @@ def our_loss(groups: list[dict], anchors: list[dict], lam: float, p: dict, piece
         mask,
         kind,
         torch.cat([~torch.isnan(rewards), torch.ones(len(anchors), dtype=torch.bool)]),
-        preference=PreferenceConfig(p["pref_tokens"], p["pref_text"], p["pref_speech"]),
-        anchor=AnchorConfig(p["anchor_tokens"], p["anchor_text"], p["anchor_speech"]),
+        preference=PreferenceConfig(
+            tokens=p["pref_tokens"], text_weight=p["pref_text"], speech_weight=p["pref_speech"]
+        ),
+        anchor=AnchorConfig(tokens=p["anchor_tokens"], text_weight=p["anchor_text"], speech_weight=p["anchor_speech"]),
         boundaries=p["boundaries"],
         aggregation=p["aggregation"],
+        scale=p["scale"],
         dtype=torch.float64,
     )
     zeros = torch.zeros(len(anchors), dtype=torch.float64)
-    advantage = torch.cat([group_advantages(rewards, ids), zeros])[:, None].expand(mask.shape)
+    advantages = group_advantages(rewards, ids, p["advantage"], p["by_std"])
+    advantage = torch.cat([advantages, zeros])[:, None].expand(mask.shape)
     inputs = dict(
         logp=pad(row["logp"] for row in rows),
         old_logp=pad(row["old"] for row in rows),
@@ -192,7 +232,8 @@ def our_loss(groups: list[dict], anchors: list[dict], lam: float, p: dict, piece
         speech_weight=weights.speech,
         is_anchor=(kind == ANCHOR)[:, None],
     )
-    coefficients = LossCoefficients(p["clip_low"], p["clip_high"], p["kl_text"], p["kl_speech"], p["entropy"])
+    names = ("clip_low", "clip_high", "clip_c", "kl_text", "kl_speech", "entropy", "mode")
+    coefficients = LossCoefficients(**{name: p[name] for name in names})
     parts = [rows for rows in torch.arange(len(kind)).chunk(pieces)]
     return sum(combined_loss(LossInputs(**{k: v[r] for k, v in inputs.items()}), lam, coefficients).loss for r in parts)
 
@@ -272,7 +313,7 @@ def test_speech_kl_acts_under_text_preference() -> None:
 def test_padding_rows_take_no_part() -> None:
     modality, mask = torch.zeros(3, 4, dtype=torch.long), torch.ones(3, 4)
     common = dict(
-        preference=PreferenceConfig("all"), anchor=AnchorConfig(), boundaries="speech", aggregation="token-mean"
+        preference=PreferenceConfig(tokens="all"), anchor=AnchorConfig(), boundaries="speech", aggregation="token-mean"
     )
     kinds = torch.tensor([ROLLOUT, ANCHOR, PADDING])
     weights = token_weights(modality, mask, kinds, torch.ones(3), **common)

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import small_world as small
 
+from wavalign_ext import codec
 from wavalign_ext.prepare import encode
 from wavalign_ext.prepare.command import main
 from wavalign_ext.prepare.encode import Encoder, Job
@@ -129,10 +130,10 @@ def test_a_row_has_pocket_s_columns_and_its_audio_lies_beside_it(world: Any, twe
     assert row["reward_model"] == {"style": "rule", "ground_truth": "three plus four is seven"}
     assert re.fullmatch(r"(<\|heard_\d+\|>){13,16}", row["prompt"][0]["content"])
     setup = world.setup()
-    codec = encode.load_codec(setup.specs["spoken"])
+    spoken = encode.load_codec(setup.specs["spoken"])
     from wavalign_ext.codec import load_audio
 
-    again = codec.encode(load_audio(out / row["extra_info"]["answer_audio"], codec.sample_rate))
+    again = spoken.encode(load_audio(out / row["extra_info"]["answer_audio"], spoken.sample_rate))
     same = np.mean(np.array(again) == np.array(row["target_speech"]))
     assert same > 0.9  # the file has 16 bits, the codes were made before that
     assert (out / row["extra_info"]["question_audio"]).is_file()
@@ -201,7 +202,7 @@ def test_the_same_input_gives_the_same_bytes_wherever_it_lies(world: Any, twelve
     assert main([str(twelve), "--out", str(tmp_path / "one"), *world.options, "--jobs", "1"]) == 0
     assert main([str(copy / "d.jsonl"), "--out", str(tmp_path / "two"), *world.options, "--jobs", "2"]) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert len(contents(tmp_path / "one")) == 2 + 2 * 15
+    assert len(contents(tmp_path / "one")) == 3 + 2 * 15
 
 
 def test_another_codec_or_another_trim_is_encoded_anew(world: Any, twelve: Path, tmp_path: Path, capsys: Any) -> None:
@@ -213,6 +214,36 @@ def test_another_codec_or_another_trim_is_encoded_anew(world: Any, twelve: Path,
         assert f"{encoded} clips encoded" in capsys.readouterr().out
     assert main([str(twelve), *out, *world.options, "--trim-db", "0"]) == 0
     assert "15 clips encoded" in capsys.readouterr().out
+
+
+def test_codes_of_an_older_format_or_version_are_encoded_anew_and_it_says_why(
+    world: Any, twelve: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    options = [str(twelve), "--out", str(out), *world.options, "--jobs", "1"]
+
+    def run() -> str:
+        assert main(options) == 0
+        said = capsys.readouterr().out
+        assert said.count("encoded again") <= 1
+        return said
+
+    monkeypatch.setattr(encode, "FORMAT", 1)
+    assert "encoded again" not in run()
+    (out / "codes" / "VERSION").unlink()  # which format 1 did not write
+    monkeypatch.undo()
+    said = run()
+    assert f"{out / 'codes'} is of format 1 and may hold wrong codes, now it is 2: every recording" in said
+    assert "15 clips encoded" in said
+    monkeypatch.setattr(codec.MelVQ, "version", 2, raising=False)
+    said = run()
+    assert "version 1 of the spoken codec 'mel_vq' is now 2: every recording" in said and "3 clips encoded" in said
+    said = run()
+    assert "encoded again" not in said and "0 clips encoded" in said
+    small.fit_mel_vq([small.voice(9)], tmp_path / "codec", seed=1, codes=small.CODES)
+    options += ["--codec", json.dumps({"type": "mel_vq", "path": str(tmp_path / "codec")})]
+    said = run()
+    assert "the files or arguments of the spoken codec 'mel_vq' have changed" in said and "3 clips encoded" in said
 
 
 def tmp_path_with(tmp_path: Path, name: str) -> Path:
@@ -257,7 +288,7 @@ def test_a_conversation_keeps_its_turns_as_the_model_would_have_said_them(
 
 
 def test_a_layout_may_bring_a_system_message_and_marks_around_the_user_s_speech(twelve: Path, tmp_path: Path) -> None:
-    chat = {"system": "you are kind", "heard": "<|begin_of_audio|>{}<|end_of_audio|>"}
+    chat = {"system": "you are kind", "user_speech": {"begin": "<|begin_of_audio|>", "end": "<|end_of_audio|>"}}
     world = small.build(tmp_path_with(tmp_path, "chat"), chat=chat)
     options = [str(twelve), *world.options, "--jobs", "1", "--val-share", "0"]
     assert main([*options, "--out", str(tmp_path / "out")]) == 0

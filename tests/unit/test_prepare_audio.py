@@ -128,7 +128,7 @@ def test_a_codec_s_fingerprint_follows_contents_not_paths(tmp_path) -> None:
         (tmp_path / name / ".git").mkdir(parents=True)
         (tmp_path / name / "weights").write_text("1")
         (tmp_path / name / ".git" / "index").write_text(name)
-    one, two = ({"type": "x", "path": str(tmp_path / name)} for name in ("a", "b"))
+    one, two = ({"type": "mel_vq", "path": str(tmp_path / name)} for name in ("a", "b"))
     assert fingerprint(one) == fingerprint(two)
     assert fingerprint({**one, "codebooks": 2}) != fingerprint(one)
     (tmp_path / "b" / "weights").write_text("2")

@@ -1,6 +1,8 @@
 """verl's dataset on what ``wavalign prepare`` writes, and on rows that still hold recordings."""
 
 import io
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return world, folder
 
 
-def dataset(kind: str, file: Path, world: Any, **spoken: Any) -> Any:
+def dataset(kind: str, file: Path, world: Any, *more: Path, **spoken: Any) -> Any:
     from wavalign_ext import dataset as module
 
     layout = OmegaConf.to_container(OmegaConf.load(world.layout))
     settings = {"layout": layout, "codec": world.codec, "heard_codec": world.heard, **spoken}
     node: dict[str, Any] = {"max_prompt_length": 64, "cache_dir": str(file.parent / "cache"), "spoken": settings}
     tokenizer = AutoTokenizer.from_pretrained(world.folder / "model")
-    return getattr(module, kind)(str(file), tokenizer, OmegaConf.create(node))
+    return getattr(module, kind)([str(file), *map(str, more)], tokenizer, OmegaConf.create(node))
 
 
 def raw_row(n: int, question: Any, answer: Any) -> dict[str, Any]:
@@ -77,10 +79,26 @@ def as_struct(path: Path) -> Any:
 def test_verl_s_dataset_reads_what_was_prepared(made: tuple[Any, Path]) -> None:
     world, folder = made
     rows = dataset("SpokenDataset", folder / "out" / "train.parquet", world)
-    assert len(rows) == 5 and set(rows.targets()) == {1, 2, 3, 4, 5}
+    assert len(rows) == 5 and len(rows.targets()) == 5
     row = rows[0]
-    assert row["index"] == 1 and row["raw_prompt"][0]["content"].startswith("<|heard_")
+    assert row["index"] == 0 and row["raw_prompt"][0]["content"].startswith("<|heard_")
     assert "target_speech" not in row
+
+
+@pytest.mark.parametrize("info", [{"question": "q"}, {"index": 1}], ids=["no index", "one index for all"])
+def test_a_row_finds_its_target_whatever_the_files_call_it(made: tuple[Any, Path], tmp_path: Path, info: Any) -> None:
+    world, files = made[0], [tmp_path / "one.parquet", tmp_path / "two.parquet"]
+    for number, file in enumerate(files):
+        rows = [
+            raw_row(n, None, None) | {"audios": None, "target_text": f"file {number} row {n}", "target_speech": [n]}
+            for n in range(3)
+        ]
+        long = {"prompt": [{"role": "user", "content": "<|heard_3|>" * 99}]}  # left out, so places are not row numbers
+        given = [row | {"extra_info": info} | (long if n == 1 else {}) for n, row in enumerate(rows)]
+        datasets.Dataset.from_list(given).to_parquet(file)
+    found = dataset("SpokenDataset", files[0], world, files[1])
+    texts = [found.targets()[found[n]["index"]][0] for n in range(len(found))]
+    assert texts == ["file 0 row 0", "file 0 row 2", "file 1 row 0", "file 1 row 2"]
 
 
 @pytest.mark.parametrize("form", [as_path, as_bytes, as_array, as_stereo_array, as_struct])
@@ -116,7 +134,7 @@ def test_codes_that_are_there_stay_and_rows_without_recordings_pass(made: tuple[
     second["prompt"] = [{"role": "user", "content": "<|heard_3|>"}]
     datasets.Dataset.from_list([first, second]).to_parquet(tmp_path / "raw.parquet")
     raw = dataset("RawAudioDataset", tmp_path / "raw.parquet", world)
-    assert [codes for _, codes in raw.targets().values()] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert [codes for _, codes in raw.targets()] == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert raw[1]["raw_prompt"] == second["prompt"]
 
 
@@ -140,7 +158,7 @@ def checked(world: Any, file: Path, **data: Any) -> dict[str, int]:
     node = {"train_files": str(file), "val_files": str(file), "max_prompt_length": 64, "max_response_length": 64}
     config = OmegaConf.create({"data": {**node, "spoken": spoken, **data}})
     tokenizer = AutoTokenizer.from_pretrained(world.folder / "model")
-    return check_data(config, WavAlignConfig(layout=layout, codec=world.codec), tokenizer)
+    return check_data(config, WavAlignConfig(layout=layout, codec=world.codec, audio_root=str(file.parent)), tokenizer)
 
 
 def test_the_preflight_hears_rows_with_recordings(made: tuple[Any, Path], tmp_path: Path) -> None:
@@ -165,3 +183,37 @@ def test_settings_that_are_missing_are_asked_for(made: tuple[Any, Path], tmp_pat
     datasets.Dataset.from_list([raw_row(0, "q0.wav", "a0.wav")]).to_parquet(tmp_path / "raw.parquet")
     with pytest.raises(ValueError, match=r"data\.spoken=.*'codec' is missing.*set \+data\.spoken="):
         dataset("RawAudioDataset", tmp_path / "raw.parquet", world, codec=None)
+
+
+def test_the_preflight_refuses_rows_made_without_the_tokens_around_the_user_s_speech(
+    made: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """Files that were prepared before the layout had them, and whose prompts the model never saw."""
+    world, folder = made
+    layout: Any = OmegaConf.to_container(OmegaConf.load(world.layout))
+    layout["chat"] = {"user_speech": {"begin": "<|begin_of_audio|>", "end": "<|end_of_audio|>"}}
+    around = replace(world, layout=tmp_path / "around.yaml")
+    OmegaConf.save(layout, around.layout)
+    with pytest.raises(ValueError, match=r"train\.parquet, row 0: the user's speech is not between <\|begin_of_audio"):
+        checked(around, folder / "out" / "train.parquet")
+    options = [str(folder / "d.jsonl"), *around.options, "--jobs", "1", "--val-share", "0"]
+    assert main([*options, "--out", str(tmp_path / "out")]) == 0
+    assert list(checked(around, tmp_path / "out" / "train.parquet").values()) == [5]
+
+
+def test_recordings_get_the_tokens_around_them_whenever_they_are_encoded(
+    made: tuple[Any, Path], tmp_path: Path
+) -> None:
+    world, folder = made
+    datasets.Dataset.from_list([raw_row(0, "q0.wav", "a0.wav")]).to_parquet(tmp_path / "raw.parquet")
+    chat = {
+        "system": "you are kind",
+        "user_speech": {"before": "\n", "begin": "<|begin_of_audio|>", "end": "<|end_of_audio|>"},
+    }
+    layout: Any = OmegaConf.to_container(OmegaConf.load(world.layout))
+    raw = dataset(
+        "RawAudioDataset", tmp_path / "raw.parquet", world, layout=layout | {"chat": chat}, audio_root=str(folder)
+    )
+    system, user = raw[0]["raw_prompt"]
+    assert system["content"] == "you are kind"
+    assert re.fullmatch(r"\n<\|begin_of_audio\|>(<\|heard_\d+\|>)+<\|end_of_audio\|>", user["content"])

@@ -171,6 +171,9 @@ def test_a_missing_score_is_told_with_its_reason(run: Path, page: Page) -> None:
         last = max(dump["answers"], key=lambda answer: answer["rank"])
         assert last["rank"] == dump["rows"] and last["scores"]["reward"] is None
         assert last["missing"] == "asr_agreement: timed out"
+    answers = page.dump("rollouts", 1)["answers"]
+    assert all(answer["failed"] == "speaker: no recording" for answer in answers)  # and yet they have a reward
+    assert any(answer["scores"]["reward"] is not None and not answer["missing"] for answer in answers)
     shares = page.chart("Answers without a reward")["series"][0]["y"]
     assert shares == [0.0] * STEPS  # the run's own scalar goes before what the dumps say
 

@@ -26,7 +26,7 @@ class Constant:
     async def score(self, answer: SpokenAnswer) -> float:
         await asyncio.sleep(0)
         answer.notes["scored"] = float(answer.notes.get("scored", 0)) + 1
-        if isinstance(self.value, Exception):
+        if isinstance(self.value, BaseException):
             raise self.value
         return self.value
 
@@ -79,6 +79,10 @@ def test_rounding_does_not_leave_the_scale(edge: float) -> None:
         (math.inf, "score inf is outside"),
         (None, "TypeError"),
         ("good", "ValueError"),
+        (StopIteration(), "StopIteration"),
+        (SystemExit("too few arguments"), "SystemExit: too few arguments"),
+        (asyncio.CancelledError(), "CancelledError"),  # of something that the term itself waited for
+        (type("Panic", (BaseException,), {})("in\nRust"), "Panic: in Rust"),
     ],
 )
 def test_a_term_without_a_score_is_missing_and_so_is_the_total(value: Any, reason: str) -> None:
@@ -90,7 +94,39 @@ def test_a_term_without_a_score_is_missing_and_so_is_the_total(value: Any, reaso
 
 def test_a_missing_term_of_weight_0_does_not_count() -> None:
     result = score({"good": constant(5), "watched": constant(TermFailed("no"), weight=0)})
-    assert result.total == 5 and result.terms["watched"] is None and result.reasons == {"watched": "no"}
+    assert result.total == 5 and result.terms["watched"] is None
+    assert result.reasons == {} and result.ignored == {"watched": "no"}
+
+
+def test_the_end_of_the_run_is_not_a_missing_score() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        score({"good": constant(5), "bad": constant(KeyboardInterrupt())})
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(build_terms({"slow": {"type": "test_sleeps"}})(answer()))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await task
+
+    @register_term("test_sleeps")
+    class Sleeps:
+        def __init__(self, scale: Scale) -> None:
+            pass
+
+        async def score(self, answer: SpokenAnswer) -> float:
+            await asyncio.sleep(60)
+            return 5
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+
+
+def test_a_model_that_stops_iterating_raises_and_does_not_hang() -> None:
+    async def main() -> None:
+        await asyncio.wait_for(ModelThread().call(next, iter([])), timeout=5)
+
+    with pytest.raises(RuntimeError, match="raised StopIteration"):
+        asyncio.run(main())
 
 
 def test_terms_run_at_the_same_time() -> None:

@@ -189,3 +189,63 @@ def test_building_a_quality_model_prints_nothing(capsys: pytest.CaptureFixture) 
     pytest.importorskip("distillmos")
     build_terms({"speech_quality": {}})
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "language", "total"),
+    [
+        ("法国的首都是巴黎", "法国的首都是巴黎。", "en", 5),
+        ("法国的首都是巴黎", "法国的首都是罗马", "en", 1 + 4 * 0.5 * 6 / 8),
+        ("法国的首都是巴黎", "", "en", 1),
+        ("сумма семь", "пока", "en", 1),
+        ("감사합니다", "안녕하세요", "en", 1),
+        ("答案是21", "答案是二十一", "zh", 5),
+        ("born in 1999", "Born in nineteen ninety-nine.", "en", 5),
+        ("born in 1999", "born on nineteen ninety-nine", "en", 1 + 4 * 0.5 * 4 / 5),  # the nearest reading
+    ],
+)
+def test_answers_in_any_script_are_compared(reference: str, text: str, language: str, total: float) -> None:
+    result = score({"semantic": {"language": language}}, reference_text=reference, text=text)
+    assert result.total == pytest.approx(total)
+
+
+def test_keywords_in_a_script_without_spaces() -> None:
+    spec = {"semantic": {"mode": "keywords", "language": "zh"}}
+    assert score(spec, text="法国的首都是巴黎", keywords=("巴黎",)).total == 5
+    assert score(spec, text="一共是二十一个", keywords=("21",)).total == 5
+    assert score(spec, text="法国的首都是罗马", keywords=("巴黎",)).total == 1
+
+
+@pytest.mark.parametrize("mode", ["partial", "exact"])
+def test_a_reference_without_words_is_missing(mode: str) -> None:
+    for reference in ("", "?!", "🎵"):
+        result = score({"semantic": {"mode": mode}}, reference_text=reference, text=reference)
+        assert result.total is None and "no words" in result.reasons["semantic"]
+
+
+class HearsAlways:
+    """A recogniser that hears one thing."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def transcribe(self, wave: np.ndarray, sample_rate: int) -> str:
+        return self.words
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "total", "note"),
+    [
+        ("今天天气很好", "我不知道", 1, {"cer": 1.0}),
+        ("今天天气很好", "今天天气不好", 5 - 4 / 6, {"cer": 1 / 6}),
+        ("привет мир", "привет", 3, {"wer": 0.5}),
+        ("?!", "?!", 1, {"wer": 1.0}),
+    ],
+)
+def test_agreement_in_any_script(
+    text: str, heard: str, total: float, note: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wavalign_ext.rewards.terms.load_recognizer", lambda spec: HearsAlways(heard))
+    result = score({"asr_agreement": {"recognizer": {}}}, text=text)
+    assert result.total == pytest.approx(total)
+    assert {name: result.extras[name] for name in ("wer", "cer") if name in result.extras} == pytest.approx(note)

@@ -16,9 +16,9 @@ from wavalign_ext.config import SamplesConfig, WavAlignConfig
 from wavalign_ext.samples import SampleWriter
 
 
-def write(folder: Path, board: Path | None, steps: tuple[int, ...] = (0, 5)) -> None:
-    config = WavAlignConfig(layout=None, codec={}, samples=SamplesConfig(count=2))
-    writer = SampleWriter(cast(Any, None), synthetic.Voice(), None, config, board)
+def write(folder: Path, board: Path | None, steps: tuple[int, ...] = (0, 5), codec: Any = None) -> None:
+    config = WavAlignConfig(layout="pocket", codec={}, samples=SamplesConfig(count=2))
+    writer = SampleWriter(cast(Any, None), codec or synthetic.Voice(), None, config, board)
     for step in steps:
         info = {
             "question": ["three plus four", "the opposite of hot", "what is seven"],
@@ -71,3 +71,16 @@ def test_without_a_board_there_is_none_and_the_dump_is_the_same(board: tuple[Pat
     rows = [json.loads(line) for line in text.splitlines()]
     assert [row.get("wav") for row in rows] == ["5/0.wav", "5/1.wav", None]
     assert [row["score"] for row in rows] == [None, 4.5, 1.0]
+
+
+def test_one_answer_that_does_not_decode_leaves_the_dump_of_the_others(tmp_path: Path) -> None:
+    class Fussy(synthetic.Voice):
+        def decode(self, codes: Any) -> np.ndarray:
+            if 9 in codes:
+                raise RuntimeError("no such code")
+            return super().decode(codes)
+
+    write(tmp_path, None, (5,), Fussy())
+    rows = [json.loads(line) for line in (tmp_path / "5.jsonl").read_text().splitlines()]
+    assert [row.get("wav") for row in rows] == [None, "5/1.wav", None]
+    assert rows[0]["wav_failed"] == "RuntimeError: no such code" and rows[0]["text"] == "cold"

@@ -14,7 +14,7 @@ from wavalign_ext.codecs import glm4_voice as _glm4_voice  # noqa: F401
 from wavalign_ext.codecs import neural as _neural  # noqa: F401
 
 
-def load_codec(spec: Mapping[str, Any]) -> _codec.SpeechCodec:
+def load_codec(spec: Mapping[str, Any], device: str | None = None) -> _codec.SpeechCodec:
     """:func:`wavalign_ext.codec.load_codec` outside a run: codecs of the user's packages are known as they are in one.
 
     verl imports what ``VERL_USE_EXTERNAL_MODULES`` names; so does this. Raises ImportError for a name that is none.
@@ -22,4 +22,4 @@ def load_codec(spec: Mapping[str, Any]) -> _codec.SpeechCodec:
     for name in os.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(","):
         if name.strip():
             importlib.import_module(name.strip())
-    return _codec.load_codec(spec)
+    return _codec.load_codec(spec, device)

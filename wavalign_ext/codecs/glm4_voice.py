@@ -1,7 +1,6 @@
 """GLM-4-Voice's speech tokenizer and decoder, from a folder of the user's: its code and its weights."""
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,12 +11,15 @@ import numpy as np
 import torch
 
 from wavalign_ext.codec import register_codec
+from wavalign_ext.codecs.imports import missing_packages, names_in
+from wavalign_ext.loading import Weights, check, load_strictly, same_random_state
 
 TOKENIZER_RATE = 16000  # Hz; what the tokenizer hears
 LONGEST_S = 30  # what its Whisper encoder takes at once
 
-
 CODE, TOKENIZER, DECODER = "GLM-4-Voice", "glm-4-voice-tokenizer", "glm-4-voice-decoder"  # what path holds
+MATCHA = f"{CODE}/third_party/Matcha-TTS"
+ENCODER = "model.encoder."  # before the names in a file that holds a whole Whisper
 
 
 @register_codec("glm4_voice")
@@ -28,26 +30,36 @@ class Glm4Voice:
         path: folder of ``GLM-4-Voice`` (a checkout with its submodules), ``glm-4-voice-tokenizer`` and
             ``glm-4-voice-decoder`` (weights). Nothing is downloaded.
         decoder: false where nothing will be decoded, as in ``wavalign prepare``: its folder may be missing then.
-        device: where both run; by default cuda where there is one.
+        device: where both run: auto, cpu, cuda or cuda:N (:mod:`wavalign_ext.devices`).
 
     Raises:
-        ValueError: a folder lacks a file.
-        ImportError: the decoder's package hyperpyyaml is missing.
+        ValueError: a folder lacks a file. Weights are read at the first use, which raises it for wrong ones.
+        ImportError: packages that the decoder's code imports are missing; all are named.
     """
 
+    version = 2  # 1 computed with random weights under transformers 5
     sample_rate, frame_rate, codebook_size = 22050, 12.5, 16384
 
-    def __init__(self, path: str | Path, decoder: bool = True, device: str | None = None) -> None:
-        self.path, self.can_decode = Path(path), decoder
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, path: str | Path, decoder: bool = True, device: str = "cpu") -> None:
+        self.path, self.can_decode, self.device = Path(path), decoder, torch.device(device)
         checkout = f"check out THUDM/{CODE} with its submodules there"
-        self._need(CODE, ["speech_tokenizer/modeling_whisper.py"], checkout)
+        code = ["modeling_whisper.py", "configuration_whisper.py"]
+        self._need(f"{CODE}/speech_tokenizer", code, checkout)
         self._need(TOKENIZER, ["config.json", "preprocessor_config.json"], f"download THUDM/{TOKENIZER} to there")
         if decoder:
-            self._need(CODE, ["flow_inference.py", "cosyvoice", "third_party/Matcha-TTS/matcha"], checkout)
+            self._need(CODE, ["flow_inference.py", "cosyvoice"], checkout)
+            self._need(MATCHA, ["matcha"], checkout)
             self._need(DECODER, ["config.yaml", "flow.pt", "hift.pt"], f"download THUDM/{DECODER} to there")
-            if importlib.util.find_spec("hyperpyyaml") is None:
-                raise ImportError("codec 'glm4_voice' needs hyperpyyaml to decode: pip install hyperpyyaml")
+            self._need_packages()
+
+    def _need_packages(self) -> None:
+        built = names_in((self.path / DECODER / "config.yaml").read_text(encoding="utf-8"))
+        missing = missing_packages([self.path / CODE, self.path / MATCHA], ["flow_inference", *built])
+        if missing:
+            raise ImportError(
+                f"codec 'glm4_voice' cannot decode: {', '.join(missing)} are not installed, and its code imports them: "
+                f"pip install {' '.join(missing)}"
+            )
 
     def _need(self, folder: str, names: Sequence[str], remedy: str) -> None:
         for name in names:
@@ -89,23 +101,57 @@ class Glm4Voice:
         wrong = next((code for code in codes if not 0 <= code < self.codebook_size), None)
         if wrong is not None:
             raise ValueError(f"code {wrong} is out of range: glm4_voice has codes 0 to {self.codebook_size - 1}")
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(0)
-            wave = self._speaker.offline_inference(torch.tensor([list(codes)], device=self.device))
+        speaker = self._speaker
+        on_gpu = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_gpu else []), torch.inference_mode():
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU
+            if on_gpu:
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(0)
+            wave = speaker.offline_inference(torch.tensor([list(codes)], device=self.device))
         return wave.reshape(-1).float().cpu().numpy()
 
     @cached_property
     def _encoder(self) -> tuple[Any, Any]:
+        """(WhisperVQEncoder, feature extractor), loaded as the checkout's ``load_quantize_encoder`` does it.
+
+        Its class may not see ``from_pretrained``: what that does after loading writes over the weights.
+        """
         from transformers import WhisperFeatureExtractor
 
-        model, weights = self._module("speech_tokenizer.modeling_whisper").WhisperVQEncoder, self.path / TOKENIZER
-        extractor = WhisperFeatureExtractor.from_pretrained(weights, local_files_only=True)
-        return model.from_pretrained(weights, local_files_only=True).eval().to(self.device), extractor
+        folder = self.path / TOKENIZER
+        extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        kind = self._module("speech_tokenizer.configuration_whisper").WhisperVQConfig
+        config = kind.from_pretrained(folder, local_files_only=True)
+        weights: Any = Weights.of(folder)
+        if any(name.startswith(ENCODER) for name in weights):
+            config.quantize_encoder_only = True
+            weights = {name: weights[ENCODER + name] for name in _used(weights, config.quantize_position)}
+        with same_random_state():
+            model = self._module("speech_tokenizer.modeling_whisper").WhisperVQEncoder(config)
+        load_strictly(model, weights, f"codec 'glm4_voice': {str(folder)!r}")
+        return model.eval().to(self.device), extractor
 
     @cached_property
     def _speaker(self) -> Any:
-        files = (str(self.path / DECODER / name) for name in ("config.yaml", "flow.pt", "hift.pt"))
-        return self._module("flow_inference").AudioDecoder(*files, device=self.device)
+        """The checkout's AudioDecoder, compared with its files.
+
+        It keeps an unused language model of 132 million parameters, and leaves dropout on; neither stays so.
+        """
+        config, *files = (self.path / DECODER / name for name in ("config.yaml", "flow.pt", "hift.pt"))
+        weights = [Weights([file]) for file in files]
+        decoder = self._module("flow_inference").AudioDecoder
+        with same_random_state():  # config.yaml seeds all of them
+            try:
+                speaker = decoder(str(config), *map(str, files), device=str(self.device))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"codec 'glm4_voice': its decoder does not load: {' '.join(str(error).split())}"
+                ) from error
+        speaker.scratch_configs = {}
+        for model, saved, file in zip((speaker.flow, speaker.hift), weights, files, strict=True):
+            check(model.eval(), saved, f"codec 'glm4_voice': {str(file)!r}")
+        return speaker
 
     def _module(self, name: str) -> Any:
         """A module of the checkout, which is no package: its folders go on the path, as its own demo does it."""
@@ -114,3 +160,10 @@ class Glm4Voice:
             if str(folder) not in sys.path:
                 sys.path.append(str(folder))
         return importlib.import_module(name)
+
+
+def _used(names: Any, layers: int) -> list[str]:
+    """What the encoder takes of a whole Whisper's tensors: no final norm, and no layer behind the quantizer."""
+    inner = [name.removeprefix(ENCODER) for name in names if name.startswith(ENCODER)]
+    behind = (name.startswith("layers.") and int(name.split(".")[1]) >= layers for name in inner)
+    return [n for n, is_behind in zip(inner, behind, strict=True) if not is_behind and not n.startswith("layer_norm")]

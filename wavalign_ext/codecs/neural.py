@@ -9,6 +9,7 @@ import torch
 
 from wavalign_ext.codec import register_codec
 from wavalign_ext.codecs.streams import CodeStreams
+from wavalign_ext.loading import pretrained
 
 # What a family of codecs does: (model, wave (1, 1, S), K) to codes (K or more, T), and (model, codes (K, T)) to a wave.
 _Encode = Callable[[Any, torch.Tensor, int], torch.Tensor]
@@ -23,7 +24,7 @@ class TransformersCodec:
         path: folder with ``config.json`` and weights. Nothing is downloaded.
         codebooks: how many to use; each adds ``config.codebook_size`` codes to the layout's speech tokens. More keep
             more of the voice and make targets longer.
-        device: where it runs.
+        device: where it runs: auto, cpu, cuda or cuda:N (:mod:`wavalign_ext.devices`).
 
     Raises:
         ValueError: no such folder, a model that is none of these codecs, or too many codebooks.
@@ -76,10 +77,7 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{where} does not load: {' '.join(str(error).split())[:200]}") from error
     if kind not in _FAMILIES:
         raise ValueError(f"{where} is a {kind!r} model: supported are {', '.join(_FAMILIES)}")
-    try:
-        return AutoModel.from_pretrained(path, local_files_only=True).eval()
-    except OSError as error:
-        raise ValueError(f"{where} has no weights that load: {' '.join(str(error).split())[:200]}") from error
+    return pretrained(AutoModel, path, where, dtype=torch.float32)
 
 
 def _facts(model: Any) -> tuple[_Encode, _Decode, int, int, int]:

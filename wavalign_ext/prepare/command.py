@@ -1,7 +1,6 @@
 """``wavalign prepare FILE.jsonl --out DIR``: see :mod:`wavalign_ext.prepare`."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -68,7 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         help="as data.max_response_length; default: any length",
     )
     parser.add_argument(
-        "--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (default: %(default)s)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes; default: 2 for each GPU of a codec that uses it, else the cores",
     )
     return parser
 
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     if not args.file.is_file():
         raise ValueError(f"{str(args.file)!r} is not a file: give JSONL, a dialogue per line")
-    if args.jobs < 1:
+    if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs={args.jobs} is not allowed: at least 1")
     from wavalign_ext.prepare.files import read_lines, write_rejects
     from wavalign_ext.prepare.setup import set_up
@@ -105,19 +107,23 @@ def _run(args: argparse.Namespace) -> int:
 
 def _encode(args: argparse.Namespace, setup: Any, lines: list[Any]) -> dict[Any, Any]:
     """Every clip once, and how fast it went."""
-    from wavalign_ext.prepare.encode import Encoder, encode_all, fingerprint
+    from wavalign_ext.prepare.encode import Encoder, default_jobs, encode_all, fingerprint, note_versions
 
     jobs = list(dict.fromkeys(job for line in lines if line.sample for job in _jobs(args, line.sample).values() if job))
     prints = {role: fingerprint(spec) for role, spec in setup.specs.items()}
     encoder = Encoder(args.out, setup.specs, prints, Limits(args.max_seconds, args.trim_db))
+    stale = note_versions(args.out, setup.specs, prints)
+    if stale:
+        print(f"wavalign: {stale}: every recording that was not encoded so is encoded again", flush=True)
+    processes = args.jobs or default_jobs(setup.specs)
     began = time.monotonic()
-    found = dict(encode_all(jobs, encoder, args.jobs))
+    found = dict(encode_all(jobs, encoder, processes))
     wall_s = time.monotonic() - began
     done = [one for one in found.values() if not isinstance(one, str)]
     new_s = sum(one.seconds for one in done if not one.cached)
     new, old = (sum(one.cached == cached for one in done) for cached in (False, True))
     speed = f", {new_s:.1f} s of speech in {wall_s:.1f} s: {new_s / max(wall_s, 1e-9):.1f} × real time"
-    how = f"{speed} with {args.jobs} jobs" if new else ""
+    how = f"{speed} with {processes} jobs" if new else ""
     print(f"wavalign: {new} clips encoded{how}; {old} were there already", flush=True)
     return found
 

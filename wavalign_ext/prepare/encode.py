@@ -1,7 +1,8 @@
 """Recordings to codes: in parallel, one thread per process, and each recording once in a lifetime of the output folder.
 
 ``codes/KEY.json`` and ``audio/KEY.flac`` hold a clip's codes and what they were made from. KEY is a hash of the file's
-bytes, the codec (its arguments and the contents of its files) and the limits, so nothing stale is ever found.
+bytes, the codec (the version of its code, its arguments and the contents of its files) and the limits, so nothing stale
+is ever found; ``codes/VERSION`` says which codecs the last run had.
 """
 
 import hashlib
@@ -20,12 +21,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from wavalign_ext.codec import SpeechCodec
+from wavalign_ext import devices
+from wavalign_ext.codec import SpeechCodec, codec_version, device_of
 from wavalign_ext.codecs import load_codec
 from wavalign_ext.prepare.audio import AudioError, Limits, check_length, clean, decode
 
-FORMAT = 1  # of the cache: another number, and everything is encoded anew
+FORMAT = 2  # of the cache: another number, and everything is encoded anew
 CHUNK = 8  # clips that a process is given at once
+PER_GPU = 2  # processes: one reads and trims while the other encodes
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,14 @@ class Encoded:
 
 
 def fingerprint(spec: Mapping[str, Any]) -> str:
-    """A hash of a codec's arguments, where the contents of files and folders stand for their paths."""
-    digest = hashlib.sha256()
+    """A hash of a codec's version and arguments, where the contents of files and folders stand for their paths.
+
+    Not of its device: that changes a code only where two are equally near.
+    """
+    digest = hashlib.sha256(str(codec_version(spec)).encode())
     for name, value in sorted(spec.items()):
+        if name == "device":
+            continue
         path = Path(value) if isinstance(value, str | Path) else None
         if path is None or name == "type" or not path.exists():
             digest.update(json.dumps([name, str(value)]).encode())
@@ -65,6 +73,33 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
 def _counts(file: Path) -> bool:
     """Not what changes by itself: folders of git and of Python's bytecode."""
     return not any(part.startswith(".") or part == "__pycache__" for part in file.parts)
+
+
+def note_versions(out: Path, specs: Mapping[str, Mapping[str, Any]], prints: Mapping[str, str]) -> str | None:
+    """Write which codecs encode from now on; returns why codes in ``out`` cannot be used any more, or None."""
+    path, there = out / "codes" / "VERSION", any((out / "codes").glob("*/*.json"))
+    codecs = {r: {"type": s["type"], "version": codec_version(s), "hash": prints[r]} for r, s in sorted(specs.items())}
+    try:
+        before = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        before = {"format": 1, "codecs": {}}  # which had no such file
+    _write(path, json.dumps({"format": FORMAT, "codecs": codecs}).encode())
+    if there and before["format"] != FORMAT:
+        return f"{path.parent} is of format {before['format']} and may hold wrong codes, now it is {FORMAT}"
+    for role, new in codecs.items():
+        old = before["codecs"].get(role)
+        if not there or old is None or old["type"] != new["type"] or old["hash"] == new["hash"]:
+            continue
+        if old["version"] != new["version"]:
+            return f"version {old['version']} of the {role} codec {new['type']!r} is now {new['version']}"
+        return f"the files or arguments of the {role} codec {new['type']!r} have changed"
+    return None
+
+
+def default_jobs(specs: Mapping[str, Mapping[str, Any]]) -> int:
+    """Processes that encode at once: ``PER_GPU`` for each GPU that a codec runs on, else one per core."""
+    gpus = max(devices.spread(device_of(spec) or "cpu") for spec in specs.values())
+    return gpus * PER_GPU or len(os.sched_getaffinity(0))
 
 
 class Encoder:
@@ -122,10 +157,14 @@ def encode_all(jobs: Sequence[Job], encoder: Encoder, processes: int) -> Iterato
     bar = {"total": len(jobs), "desc": "encode", "unit": "clip"}
     with _one_thread():
         if processes == 1 or len(jobs) <= CHUNK:
-            yield from zip(jobs, tqdm(map(encoder, jobs), **bar), strict=True)
+            before = devices.number_process(0)
+            try:
+                yield from zip(jobs, tqdm(map(encoder, jobs), **bar), strict=True)
+            finally:
+                devices.number_process(before)
             return
-        # spawn: a fork of a process that runs torch's threads may hang
-        pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (encoder,))
+        spawn = get_context("spawn")  # a fork of a process that runs torch's threads may hang
+        pool = ProcessPoolExecutor(processes, spawn, _start, (encoder, spawn.Value("i", 0)))
         try:
             yield from zip(jobs, tqdm(pool.map(_work, jobs, chunksize=CHUNK), **bar), strict=True)
         except BrokenProcessPool as error:
@@ -140,10 +179,14 @@ FILES = (("codes", ".json"), ("audio", ".flac"))
 _encoder: Encoder | None = None  # of a worker process
 
 
-def _start(encoder: Encoder) -> None:
+def _start(encoder: Encoder, started: Any) -> None:
+    """``started`` counts the pool's processes."""
     import torch
 
     global _encoder
+    with started.get_lock():
+        devices.number_process(started.value)
+        started.value += 1
     torch.set_num_threads(1)
     _encoder = encoder
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from wavalign_ext.chat import prompt_ids
 from wavalign_ext.layout import TEXT, LayoutError
 from wavalign_ext.prepare.samples import HEARD, Clip, Sample, SampleError, Turn
 from wavalign_ext.prepare.setup import Setup
@@ -27,8 +28,8 @@ class Checked:
 class RowMaker:
     """Makes rows for one layout and tokenizer. The longest lengths are in tokens; None allows any.
 
-    A layout's ``chat.system`` is the system message of dialogues without one, unless ``system`` says otherwise ("" for
-    none); its ``chat.heard`` is what surrounds the user's speech, as ``<|begin_of_audio|>{}<|end_of_audio|>``.
+    The layout's ``chat`` has the system message of dialogues without one, unless ``system`` says otherwise ("" for
+    none), and what surrounds the user's speech.
     """
 
     def __init__(
@@ -38,10 +39,7 @@ class RowMaker:
         longest_prompt: int | None = None,
         longest_target: int | None = None,
     ) -> None:
-        self.layout, self.tokenizer = setup.layout, setup.tokenizer
-        chat = self.layout.layout.chat
-        self.system = chat.get("system", "") if system is None else system
-        self.around = str(chat.get("heard", "{}"))
+        self.layout, self.tokenizer, self.system = setup.layout, setup.tokenizer, system
         self.longest_prompt, self.longest_target = longest_prompt, longest_target
         added = self.tokenizer.added_tokens_decoder
         self._special = {i for i, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
@@ -49,10 +47,10 @@ class RowMaker:
     def __call__(self, sample: Sample, codes: Codes) -> Checked:
         """Raises :class:`SampleError`: a text or a clip that layout, tokenizer or limits refuse."""
         prompt = [{"role": turn.role, "content": self._content(turn, codes)} for turn in sample.turns]
-        if self.system and prompt[0]["role"] != "system":
-            prompt.insert(0, {"role": "system", "content": self.system})
-        made = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True)
-        length = len(made if isinstance(made, list) else made["input_ids"])
+        system = self._system(sample) if self.system is None else self.system
+        if system and prompt[0]["role"] != "system":
+            prompt.insert(0, {"role": "system", "content": system})
+        length = len(prompt_ids(self.tokenizer, prompt))
         _check_length("messages", "prompt", length, self.longest_prompt)
         speech = [int(code) for code in codes[sample.target.name]]
         ids = self._ids(sample.target_text, "target_text")
@@ -63,6 +61,9 @@ class RowMaker:
         _check_length("target_text", "target", len(target), self.longest_target)
         return Checked(prompt, sample.target_text, speech, length, len(target))
 
+    def _system(self, sample: Sample) -> str:
+        return self.layout.layout.chat.system_message(any(turn.role == "user" and turn.clips for turn in sample.turns))
+
     def _content(self, turn: Turn, codes: Codes) -> str:
         try:
             return self._spoken(turn, codes) if turn.role == "assistant" and turn.clips else self._plain(turn, codes)
@@ -70,14 +71,14 @@ class RowMaker:
             raise SampleError("messages", turn.text, str(error)) from error
 
     def _plain(self, turn: Turn, codes: Codes) -> str:
-        out = []
+        content = ""
         for part in turn.parts:
             if isinstance(part, Clip):
-                out.append(self.around.format(self.layout.heard_prompt(codes[part.name].tolist())))
+                content += self.layout.heard_prompt(codes[part.name].tolist(), content, turn.role)
             elif part:
                 self._ids(part, "messages")
-                out.append(part)
-        return "".join(out)
+                content += part
+        return content
 
     def _spoken(self, turn: Turn, codes: Codes) -> str:
         """An earlier answer as the model would have given it: text and speech in the layout's turns, as a string."""

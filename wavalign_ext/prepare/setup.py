@@ -68,7 +68,7 @@ def assemble(
     specs = {HEARD: codec if heard_codec is None else heard_codec, SPOKEN: codec}
     sizes = {HEARD: resolved.heard_end - resolved.heard_start, SPOKEN: resolved.speech_end - resolved.speech_start}
     for role, spec in specs.items():
-        size = load_codec(spec).codebook_size
+        size = load_codec(spec, device="cpu").codebook_size  # only asked for its size
         if size != sizes[role]:
             raise ValueError(
                 f"the {role} codec {spec['type']!r} has {size} codes and layout {layout.name!r} {sizes[role]} tokens: "

@@ -11,7 +11,7 @@ from wavalign_ext.report.reading import SPLITS, Run, number, setting
 STEPS = 60  # of each run's rollouts, and of its validations
 WITH_AUDIO, WITHOUT_AUDIO = 8, 3  # rows of a step
 LONGEST_TEXT = 1500
-NOTES = ("wer", "exact", "similarity", "mos", "likeness")  # what terms found out, shown with their scores
+NOTES = ("wer", "cer", "exact", "similarity", "mos", "likeness")  # what terms found out, shown with their scores
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -138,6 +138,7 @@ def _answer(rank: int, row: dict[str, Any], folder: Path, targets: Targets) -> d
         "transcript": _text(row.get("transcript")),
         "scores": {name: _rounded(value) for name, value in scores.items()},
         "missing": _text(row.get("missing")) or "",
+        "failed": _text(row.get("failed")) or "",
         "audio": folder / row["wav"] if isinstance(row.get("wav"), str) else None,
         "question_audio": question_audio,
         "target_audio": target_audio,

@@ -2,27 +2,51 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from wavalign_ext.rewards.answer import SpokenAnswer
 from wavalign_ext.rewards.registry import RewardTerm, Scale, TermFailed, build_term
 
 KEY = "wavalign.reward"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RewardResult:
     """``total`` is None when a term that counts is missing: fewer terms would be another scale, not comparable.
 
-    ``reasons`` says of each missing term why; ``extras`` is what the terms found out on the way.
+    ``reasons`` says why the total is missing, by term, and is empty when it is there; ``ignored`` says it of terms of
+    weight 0. ``extras`` is what the terms found out on the way.
     """
 
     total: float | None
     terms: dict[str, float | None]
     reasons: dict[str, str] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
+
+
+async def attempt(work: Awaitable[T]) -> tuple[T | None, str]:
+    """What ``work`` gives, or None and why it failed, in one line.
+
+    One answer's failure must not end the run that paid for it, whatever is raised: libraries written in Rust panic with
+    a BaseException, and one that calls ``sys.exit`` raises another. The end of the run itself passes: an interrupt, or
+    a cancellation of the task that waits here.
+    """
+    try:
+        return await work, ""
+    except TermFailed as failure:
+        reason = str(failure) or "the term failed and gave no reason"
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        reason = f"{type(error).__name__}: {error}"
+    return None, " ".join(reason.split())
 
 
 class RewardMix:
@@ -35,25 +59,29 @@ class RewardMix:
         """Score with every term at once. Never raises for a term's sake."""
         found = await asyncio.gather(*(self._score(term, answer) for term in self.terms.values()))
         scores = {name: score for name, (score, _) in zip(self.terms, found, strict=True)}
-        reasons = {name: why for name, (score, why) in zip(self.terms, found, strict=True) if score is None}
-        counted = {name: score for name, score in scores.items() if self.weights[name] > 0}
+        failed = {name: why for name, (score, why) in zip(self.terms, found, strict=True) if score is None}
+        reasons = {name: why for name, why in failed.items() if self.weights[name] > 0}
+        ignored = {name: why for name, why in failed.items() if name not in reasons}
         total = None
-        if all(score is not None for score in counted.values()):
-            total = sum(self.weights[name] * score for name, score in counted.items() if score is not None)
+        if not reasons:
+            total = sum(self.weights[name] * score for name, score in scores.items() if score is not None)
             total = min(max(total, self.scale[0]), self.scale[1])  # normalised weights may sum to 1 + 1e-16
-        return RewardResult(total, scores, reasons, dict(answer.notes))
+        return RewardResult(total, scores, reasons, ignored, dict(answer.notes))
+
+    def unscored(self, cause: str, why: str) -> RewardResult:
+        """The result for an answer that no term was asked about."""
+        return RewardResult(None, dict.fromkeys(self.terms), {cause: why})
 
     async def _score(self, term: RewardTerm, answer: SpokenAnswer) -> tuple[float | None, str]:
+        found, why = await attempt(_as_number(term, answer))
         low, high = self.scale
-        try:
-            score = float(await term.score(answer))
-        except TermFailed as failure:
-            return None, str(failure) or "the term failed and gave no reason"
-        except Exception as error:  # a term of a user's own must not end a run that paid for the rollout
-            return None, f"{type(error).__name__}: {error}"
-        if math.isnan(score) or not low <= score <= high:
-            return None, f"score {score} is outside the scale [{low}, {high}]"
-        return score, ""
+        if found is not None and not low <= found <= high:
+            return None, f"score {found} is outside the scale [{low}, {high}]"
+        return found, why
+
+
+async def _as_number(term: RewardTerm, answer: SpokenAnswer) -> float:
+    return float(await term.score(answer))
 
 
 def build_terms(spec: Mapping[str, Mapping[str, Any]], scale: tuple[float, float] = (1.0, 5.0)) -> RewardMix:

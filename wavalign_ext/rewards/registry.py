@@ -4,7 +4,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from wavalign_ext.rewards.answer import SpokenAnswer
 
@@ -24,6 +24,7 @@ class RewardTerm(Protocol):
 
 
 TermFactory = Callable[..., RewardTerm]
+Factory = TypeVar("Factory", bound=TermFactory)
 _TERMS: dict[str, TermFactory] = {}
 
 
@@ -39,7 +40,7 @@ def on_scale(share: float, scale: Scale) -> float:
     return low + (high - low) * min(max(share, 0.0), 1.0)
 
 
-def register_term(name: str) -> Callable[[TermFactory], TermFactory]:
+def register_term(name: str) -> Callable[[Factory], Factory]:
     """Register a term class under ``wavalign.reward.terms.NAME``; it is built as ``factory(scale, **arguments)``.
 
     Raises:
@@ -48,7 +49,7 @@ def register_term(name: str) -> Callable[[TermFactory], TermFactory]:
     if not name or ":" in name:
         raise ValueError(f"reward term name {name!r} is not allowed: a name without a colon")
 
-    def register(factory: TermFactory) -> TermFactory:
+    def register(factory: Factory) -> Factory:
         if name in _TERMS:
             raise ValueError(f"reward term {name!r} is registered already: choose another name")
         _TERMS[name] = factory

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,16 @@ class SpeechQuality:
     """
 
     def __init__(self, scale: Scale, device: str = "cpu") -> None:
-        self.scale, self.device, self._thread = scale, device, ModelThread()
+        from wavalign_ext.devices import choose
+        from wavalign_ext.loading import Weights, check
+
+        self.scale, self.device, self._thread = scale, choose(device), ModelThread()
         distillmos = optional_module("distillmos", "speech_quality", "distillmos xls-r-sqa")
         with contextlib.redirect_stdout(io.StringIO()):  # it prints where its weights are
-            self._model: Any = distillmos.ConvTransformerSQAModel().to(device).eval()
+            self._model: Any = distillmos.ConvTransformerSQAModel().eval()
+        file = Path(optional_module("distillmos.sqa", "speech_quality", "distillmos").DEFAULT_WEIGHTS_CHKPT)
+        check(self._model, Weights([file], part="model"), f"reward term 'speech_quality': {str(file)!r}")
+        self._model.to(self.device)
 
     async def score(self, answer: SpokenAnswer) -> float:
         """Notes ``mos``, where there is speech."""
@@ -55,11 +62,18 @@ class Speaker:
     """
 
     def __init__(self, scale: Scale, other: float = 0.5, device: str = "cpu") -> None:
+        from wavalign_ext.devices import choose
+        from wavalign_ext.loading import Weights, check
+
         if isinstance(other, bool) or not isinstance(other, int | float) or not -1 <= other < 1:
             raise ValueError(f"speaker other={other!r} is not allowed: a cosine in [-1, 1)")
         self.scale, self.other, self._thread = scale, float(other), ModelThread()
         self._resemblyzer: Any = optional_module("resemblyzer", "speaker", "resemblyzer webrtcvad-wheels librosa")
-        self._encoder = self._resemblyzer.VoiceEncoder(device, verbose=False)
+        self._encoder = self._resemblyzer.VoiceEncoder(choose(device), verbose=False)
+        file = Path(self._resemblyzer.__file__).with_name("pretrained.pt")
+        saved = Weights([file], part="model_state")
+        used = {name: saved[name] for name in saved if not name.startswith("similarity_")}  # those are of its training
+        check(self._encoder, used, f"reward term 'speaker': {str(file)!r}")
         # The rollouts of a prompt share an anchor, and a prompt comes again: half of the work.
         self._anchors: dict[bytes, np.ndarray | None] = {}
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import jiwer
 
-from wavalign_ext.asr import load_recognizer, normalize_text, word_error_rate
+from wavalign_ext.asr import error_rate_name, load_recognizer, word_error_rate
 from wavalign_ext.rewards.answer import SpokenAnswer
 from wavalign_ext.rewards.models import ModelThread, SentenceEmbedder
 from wavalign_ext.rewards.registry import Scale, TermFailed, on_scale, register_term
+from wavalign_ext.text_normalization import check_language, has_phrase, normalize_text, readings, same_text, text_tokens
 
 MODES = ("partial", "exact", "keywords", "embedding")
 
@@ -19,6 +20,7 @@ class Semantic:
 
     Right is, after normalisation, the reference itself; with keywords also a text that has every one of them, each as a
     whole word or run of words. Keywords are the row's (``extra_info.keywords``), else the recipe's ``keywords``.
+    Words are characters where a script does not separate words; figures are read out in ``language``.
     What a text that is not right gets depends on ``mode``:
 
     - ``partial``: half of the share of reference words that it has in order, so that an answer which only repeats the
@@ -32,7 +34,7 @@ class Semantic:
 
     MOST_FOR_WRONG = 0.5
 
-    def __init__(self, scale: Scale, mode: str = "partial", keywords: Sequence[str] = ()) -> None:
+    def __init__(self, scale: Scale, mode: str = "partial", keywords: Sequence[str] = (), language: str = "en") -> None:
         if mode not in MODES:
             raise ValueError(f"semantic mode={mode!r} is not known: one of {', '.join(MODES)}")
         if isinstance(keywords, str) or not all(normalize_text(str(word)) for word in keywords):
@@ -40,33 +42,49 @@ class Semantic:
         if keywords and mode not in ("keywords", "embedding"):
             raise ValueError(f"semantic mode={mode!r} does not look at keywords: use mode keywords or embedding")
         self.scale, self.mode, self.keywords = scale, mode, tuple(map(str, keywords))
+        self.language = check_language(language)
         self._embedder = SentenceEmbedder("semantic") if mode == "embedding" else None
         self._thread = ModelThread()
 
     async def score(self, answer: SpokenAnswer) -> float:
-        """See the class. Raises :class:`TermFailed`: mode keywords, and neither row nor recipe has any."""
-        said, wanted = normalize_text(answer.text), normalize_text(answer.reference_text)
+        """See the class.
+
+        Raises:
+            TermFailed: the reference has no words; in mode keywords, neither row nor recipe has any.
+        """
         if self.mode == "keywords":
-            return on_scale(self._keyword_share(said, answer), self.scale)
-        if said == wanted:
+            return on_scale(self._keyword_share(answer), self.scale)
+        said, wanted = (normalize_text(text, self.language) for text in (answer.text, answer.reference_text))
+        if not wanted:
+            raise TermFailed(f"semantic: the reference {answer.reference_text[:40]!r} has no words to compare with")
+        if same_text(answer.text, answer.reference_text, self.language):
             return self.scale[1]
-        if not said or not wanted or self.mode == "exact":
+        if not said or self.mode == "exact":
             return self.scale[0]
         if self._embedder is None:
-            hits = jiwer.process_words(wanted, said).hits
-            return on_scale(self.MOST_FOR_WRONG * hits / max(len(wanted.split()), len(said.split())), self.scale)
+            return on_scale(self.MOST_FOR_WRONG * self._share_in_order(answer), self.scale)
         alike = max(0.0, await self._thread.call(self._embedder.similarity, wanted, said))
         answer.notes["similarity"] = alike
-        right = bool(answer.keywords or self.keywords) and self._keyword_share(said, answer) == 1
+        right = bool(answer.keywords or self.keywords) and self._keyword_share(answer) == 1
         least = self.MOST_FOR_WRONG if right else 0.0
         return on_scale(least + self.MOST_FOR_WRONG * alike, self.scale)
 
-    def _keyword_share(self, said: str, answer: SpokenAnswer) -> float:
+    def _share_in_order(self, answer: SpokenAnswer) -> float:
+        """Words of the reference that the text has in order, over the words of the longer one; of the best reading."""
+        shares = []
+        for wanted in map(text_tokens, readings(answer.reference_text, self.language)):
+            for said in map(text_tokens, readings(answer.text, self.language)):
+                hits = jiwer.process_words(" ".join(wanted), " ".join(said)).hits
+                shares.append(hits / max(len(wanted), len(said)))
+        return max(shares)
+
+    def _keyword_share(self, answer: SpokenAnswer) -> float:
         """1 when every keyword is in the text, else at most :attr:`MOST_FOR_WRONG`."""
-        keywords = [normalize_text(str(word)) for word in answer.keywords or self.keywords]
-        if not keywords or not all(keywords):
+        keywords = [str(word) for word in answer.keywords or self.keywords]
+        if not keywords or not all(normalize_text(word, self.language) for word in keywords):
             raise TermFailed("semantic: no keywords: give the row extra_info.keywords, or the term keywords")
-        found = sum(f" {word} " in f" {said} " for word in keywords)
+        said = readings(answer.text, self.language)
+        found = sum(has_phrase(said, word, self.language) for word in keywords)
         return 1.0 if found == len(keywords) else self.MOST_FOR_WRONG * found / len(keywords)
 
 
@@ -74,22 +92,25 @@ class Semantic:
 class AsrAgreement:
     """The speech against the text of the same answer: 1 − word error rate, on the scale.
 
-    Text without speech, or speech without text, is a judgement (the bottom of the scale), not a failure.
+    It is the character error rate where the text's script does not separate words. ``language`` is that in which
+    figures are read out. Text without speech, or speech without text, is a judgement (the bottom of the scale), not a
+    failure.
     """
 
-    def __init__(self, scale: Scale, recognizer: Mapping[str, Any]) -> None:
-        self.scale = scale
+    def __init__(self, scale: Scale, recognizer: Mapping[str, Any], language: str = "en") -> None:
+        self.scale, self.language = scale, check_language(language)
         self.recognizer = load_recognizer(recognizer)
         self._thread = ModelThread()
 
     async def score(self, answer: SpokenAnswer) -> float:
-        """Transcribe in a thread; notes ``transcript`` and ``wer``."""
-        if not answer.has_speech or not answer.text:
-            answer.notes["wer"] = 1.0
+        """Transcribe in a thread; notes ``transcript``, and ``wer`` or ``cer`` by what was counted."""
+        name = error_rate_name(answer.text)
+        if not answer.has_speech or not normalize_text(answer.text, self.language):
+            answer.notes[name] = 1.0
             return self.scale[0]
         transcript = await self._thread.call(self.recognizer.transcribe, answer.wave, answer.sample_rate)
-        error = word_error_rate(answer.text, transcript)
-        answer.notes.update(transcript=transcript, wer=error)
+        error = word_error_rate(answer.text, transcript, self.language)
+        answer.notes.update({"transcript": transcript, name: error})
         return on_scale(1 - error, self.scale)
 
 

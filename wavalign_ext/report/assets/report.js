@@ -156,7 +156,7 @@
     return part;
   }
 
-  const NAMES = { wer: "WER", mos: "MOS" };
+  const NAMES = { wer: "WER", cer: "CER", mos: "MOS" };
 
   /** Where a reward stands on its scale, to see at a glance; the number says it to everyone. */
   function gauge(run, reward) {
@@ -188,7 +188,7 @@
     }
     Object.entries(others).forEach(([name, value]) => who.append(make("span", "", note(name, value))));
     who.append(make("span", "", `rank ${answer.rank} of ${rows}`));
-    if (reward !== null && answer.missing) who.append(make("span", "lost", answer.missing));
+    if (answer.failed) who.append(make("span", "lost", answer.failed));
     part.append(who, said("Answer", answer.text, "no text"));
     part.append(said("Recogniser hears", answer.transcript, "no transcript"), player(answer.audio, "answer"));
     return part;

@@ -1,0 +1,167 @@
+"""Which platform the processes of a run compute on: the recipe's preset says so, wherever it is started."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+
+from wavalign_ext import hardware, run
+from wavalign_ext.config import ConfigError
+
+NO_ACCELERATOR = pytest.mark.skipif(hardware.accelerator_visible(), reason="about a machine without an accelerator")
+GPU_RECIPES = (
+    ("+recipe=wavalign", "wavalign/hardware=gpu"),
+    ("+recipe=wavalign_vita_audio",),
+    ("+recipe=wavalign_vita_audio_lora",),
+    ("+recipe=wavalign_vita_audio_2nodes",),
+    ("+recipe=wavalign_glm4_voice",),
+)
+# As verl's command does it: the import decides on a platform, then Hydra composes the recipe and calls its preflight.
+DRIVER = """
+import json, sys
+import verl.trainer.main_ppo
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from verl.utils.device import auto_set_device, get_device_name, get_vendor
+from wavalign_ext import run
+with initialize_config_module("verl.trainer.config", version_base=None):
+    config = compose("ppo_trainer", sys.argv[1:])
+imported = [get_device_name(), get_vendor()]
+run.begin(config)
+auto_set_device(config)
+print("FOUND", json.dumps({
+    "imported": imported,
+    "platform": [get_device_name(), get_vendor()],
+    "trainer.device": config.trainer.device,
+    "workers": OmegaConf.to_container(OmegaConf.select(config, run.VARIABLES), resolve=True),
+}))
+"""
+WORKER = """
+import json, verl
+from verl.utils.device import get_device_name, get_resource_name, get_vendor
+from verl.workers.engine import EngineRegistry
+engine = EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__
+print("FOUND", json.dumps([get_device_name(), get_vendor(), get_resource_name(), engine]))
+"""
+# A shell's variables, before this process imported verl.
+SHELL = {name: value for name, value in os.environ.items() if name not in ("VERL_PLATFORM", "VERL_ENGINE_VENDOR")}
+
+
+def python(script: str, *arguments: str, **environment: str) -> tuple[Any, str]:
+    """What the script found, and all that it printed."""
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, env=SHELL | environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))[6:]), done.stdout
+
+
+@pytest.fixture(autouse=True)
+def detect_anew() -> Iterator[None]:
+    hardware._detected.cache_clear()
+    yield
+    hardware._detected.cache_clear()
+
+
+def composed(*overrides: str) -> DictConfig:
+    import verl  # noqa: F401  (loads the plugin)
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", list(overrides))
+
+
+def told(config: DictConfig) -> str:
+    """The platform that Ray's workers are told."""
+    return OmegaConf.select(config, run.VARIABLES).VERL_PLATFORM
+
+
+# --- from the shell to the workers ----------------------------------------------------------------------------------
+
+
+@NO_ACCELERATOR
+def test_the_default_recipe_on_a_machine_without_an_accelerator() -> None:
+    driver, _ = python(DRIVER, "+recipe=wavalign")
+    assert driver["imported"] == ["cuda", "nvidia"]  # as verl falls back, which no import of ours changes
+    assert driver["platform"] == ["cpu", "cpu"] and driver["trainer.device"] == "cpu"
+    worker, _ = python(WORKER, **driver["workers"])
+    assert worker == ["cpu", "cpu", "GPU", "CpuFSDPEngineWithLMHead"]
+
+
+@NO_ACCELERATOR
+@pytest.mark.parametrize(
+    ("asked", "vendor", "said"),
+    [
+        ({}, "nvidia", False),
+        ({"VERL_PLATFORM": "amd"}, "amd", False),
+        ({"VERL_PLATFORM": "cpu"}, "nvidia", "VERL_PLATFORM=nvidia replaces cpu of this shell"),
+    ],
+)
+def test_a_recipe_for_gpus_on_a_head_node_without_one(asked: dict[str, str], vendor: str, said: str) -> None:
+    driver, printed = python(DRIVER, "+recipe=wavalign_vita_audio", **asked)
+    assert driver["platform"] == ["cuda", vendor] and driver["trainer.device"] == "cuda"
+    assert said in printed if said else "replaces" not in printed
+    worker, _ = python(WORKER, **driver["workers"])
+    assert worker == ["cuda", vendor, "GPU", "WavAlignFSDPEngine"]
+
+
+# --- what a recipe tells ---------------------------------------------------------------------------------------------
+
+
+@NO_ACCELERATOR
+@pytest.mark.parametrize("recipe", GPU_RECIPES, ids=" ".join)
+@pytest.mark.parametrize("shell", ["", "cpu"])
+def test_workers_of_every_recipe_for_gpus_are_told_nvidia(
+    monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...], shell: str
+) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", shell)
+    config = composed(*recipe)
+    assert told(config) == "nvidia" and config.trainer.device == "cuda"
+
+
+def test_the_user_s_platform_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for platform in ("amd", "huawei", "Nvidia"):
+        monkeypatch.setenv("VERL_PLATFORM", platform)
+        assert told(composed("+recipe=wavalign_glm4_voice")) == platform.lower()
+
+
+@NO_ACCELERATOR
+def test_a_torch_for_rocm_means_amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert told(composed("+recipe=wavalign_vita_audio")) == "amd"
+
+
+def test_what_verl_finds_on_this_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.plugin.platform import PlatformRegistry
+
+    for name in PlatformRegistry.registered_names():
+        platform = PlatformRegistry.get(name)
+        assert platform is not None
+        monkeypatch.setattr(
+            platform, "is_platform_available", lambda self, use_smi_check=False, it=name: it == "huawei"
+        )
+    assert told(composed("+recipe=wavalign_vita_audio")) == "huawei"
+
+
+def test_the_cpu_platform_is_never_what_verl_detects() -> None:
+    import verl  # noqa: F401  (loads the plugin)
+
+    from wavalign_ext.cpu_platform import PlatformCPU
+
+    assert not PlatformCPU().is_platform_available(use_smi_check=True)
+
+
+def test_an_unknown_platform_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERL_PLATFORM", "abacus")
+    with pytest.raises(ConfigError, match=r"VERL_PLATFORM='abacus' is not a platform of verl: use one of nvidia, "):
+        run.begin(composed("+recipe=wavalign_vita_audio"))
+
+
+def test_workers_without_the_plugin_s_switch_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"env_vars\.VERL_ENGINE_VENDOR='metax' is not allowed"):
+        run.begin(composed("+recipe=wavalign", f"{run.VARIABLES}.VERL_ENGINE_VENDOR=metax"))

@@ -1,0 +1,26 @@
+"""What LoRA may not be configured as; what it does is in tests/plugin/test_adapters.py."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from wavalign_ext.config import ConfigError
+from wavalign_ext.lora import check_head, check_storage
+
+
+def config(strategy: str, dtype: str | None, rank: int = 8):
+    model = {"lora_rank": rank, "use_fused_kernels": False}
+    actor = {"strategy": strategy, "fsdp_config": {"model_dtype": dtype}}
+    return OmegaConf.create({"actor_rollout_ref": {"model": model, "actor": actor}})
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "bfloat16"])
+def test_adapters_in_half_precision_are_refused(dtype: str) -> None:
+    with pytest.raises(ConfigError, match=f"model_dtype='{dtype}' with LoRA.*use strategy=fsdp2"):
+        check_head(config("fsdp", dtype), None)
+
+
+@pytest.mark.parametrize(
+    "given", [("fsdp2", "bf16"), ("fsdp", "fp32"), ("fsdp", None), ("fsdp", "bf16", 0)], ids=lambda given: str(given)
+)
+def test_adapters_in_fp32_pass(given: tuple) -> None:
+    check_storage(config(*given))
