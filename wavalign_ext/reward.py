@@ -61,7 +61,10 @@ class SpokenRewardManager(RewardManagerBase):
         return {"reward_score": score, "reward_extra_info": shown | routes}
 
     def _read(self, ids: list[int], row: Mapping[str, Any], info: Mapping[str, Any]) -> SpokenAnswer:
-        """The answer without its waveforms."""
+        """The answer without its waveforms. Raises ValueError: the row has no text to compare it with."""
+        truth = row["reward_model"]["ground_truth"]
+        if not isinstance(truth, str):
+            raise ValueError(f"the row's reward_model.ground_truth={truth!r} is not a text")
         split = self.layout.split(ids)
         return SpokenAnswer(
             text=self.tokenizer.decode(split.text_ids, skip_special_tokens=True),
@@ -70,7 +73,7 @@ class SpokenRewardManager(RewardManagerBase):
             sample_rate=self.codec.sample_rate,
             question_text=info.get("question"),
             question_rate=self.codec.sample_rate,
-            reference_text=row["reward_model"]["ground_truth"],
+            reference_text=truth,
             ended=split.ended,
             truncated=not split.ended,
             layout_errors=tuple(split.errors),
@@ -107,6 +110,7 @@ def _extra(info: Mapping[str, Any], answer: SpokenAnswer, result: RewardResult, 
 
     ``missing`` says why there is no reward, ``failed`` which terms failed that do not count.
     """
+    exact = normalize_text(answer.text) == normalize_text(answer.reference_text)
     extra: dict[str, Any] = {
         "question": answer.question_text,
         "question_audio": info.get("question_audio"),
@@ -116,7 +120,7 @@ def _extra(info: Mapping[str, Any], answer: SpokenAnswer, result: RewardResult, 
         "decode_failed": float(not decoded),
         "truncated": float(answer.truncated),
         "layout_errors": len(answer.layout_errors),
-        "exact": float(normalize_text(answer.text) == normalize_text(answer.reference_text)),
+        "exact": float(exact) if answer.reference_text else None,
         "speech_codes": " ".join(map(str, answer.speech_codes)),
     }
     notes: dict[str, Any] = {"transcript": None, "wer": None}
