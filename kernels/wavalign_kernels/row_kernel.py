@@ -53,11 +53,18 @@ def step(
     slopes: Slopes | None = None,
     loss: LossRows | None = None,
     entropy: bool = True,
+    block: int = BLOCK,
+    warps: int | None = None,
 ) -> None:
-    """Statistics, statistics and dlogits of `loss`, or dlogits of `slopes` (statistics known)."""
+    """Statistics, statistics and dlogits of `loss`, or dlogits of `slopes` (statistics known).
+
+    `block` columns per iteration, a power of 2, by `warps`; what the defaults are tuned with.
+    """
     if len(z) == 0:
         return
-    arguments = launch_arguments(z, d, rows, bias, stats, slopes=slopes, loss=loss, entropy=entropy)
+    arguments = launch_arguments(
+        z, d, rows, bias, stats, slopes=slopes, loss=loss, entropy=entropy, block=block, warps=warps
+    )
     with torch.cuda.device_of(z):  # Triton launches on the current device, not on the tensors'
         row_kernel[(len(z),)](**arguments)
 
@@ -72,13 +79,15 @@ def launch_arguments(
     slopes: Slopes | None,
     loss: LossRows | None,
     entropy: bool,
+    block: int = BLOCK,
+    warps: int | None = None,
 ) -> dict:
     """The kernel's arguments by name; what is None compiles away. Also what is compiled ahead of time."""
     assert z.dtype == torch.float32 and z.is_contiguous() and (d is None or d.is_contiguous())
     assert d is None or slopes is not None or loss is not None
     given_h = None if slopes is None else slopes.entropy
     share = None if loss is None else loss.entropy_weights
-    block = min(BLOCK, triton.next_power_of_2(z.shape[1]))
+    width = min(block, triton.next_power_of_2(z.shape[1]))
     return dict(
         z_ptr=z,
         d_ptr=d,
@@ -102,8 +111,8 @@ def launch_arguments(
         ratio_low=0.0 if loss is None else 1.0 - loss.clip_low,
         ratio_high=0.0 if loss is None else 1.0 + loss.clip_high,
         VOCAB=z.shape[1],
-        BLOCK=block,
-        num_warps=max(1, block // COLUMNS_PER_WARP),
+        BLOCK=width,
+        num_warps=warps or max(1, width // COLUMNS_PER_WARP),
     )
 
 
@@ -284,7 +293,7 @@ def _loss_slope(row, logp, preference_ptr, weight_ptr, advantage_ptr, old_ptr, r
         if ref_ptr is not None:
             kl = tl.load(kl_ptr + row)
             gap = tl.load(ref_ptr + row) - logp
-            policy += tl.where((kl > 0) & (tl.abs(gap) <= LIMIT), -kl * _expm1(_limited(gap)), 0.0)
+            policy += tl.where(tl.abs(gap) <= LIMIT, -kl * _expm1(_limited(gap)), 0.0)
         slope = tl.where(tl.load(preference_ptr + row), policy, slope)
     return slope
 

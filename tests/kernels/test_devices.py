@@ -68,7 +68,7 @@ def test_everything_lies_on_the_accelerator(dtype, wide_sums, scalars, monkeypat
         logp, entropy = linear_logprob(
             h, w, x.targets, active=x.kind > 0, bias=b, temperature=temperature, chunk_rows=17, impl="torch"
         )
-        (node, _), = logp.grad_fn.next_functions  # behind the view that has hidden's leading dimensions
+        ((node, _),) = logp.grad_fn.next_functions  # behind the view that has hidden's leading dimensions
         grads = LinearLogprob.backward(node, logp.detach(), entropy.detach())[:3]
         assert all(t.device == CUDA for t in (logp, entropy, *grads))
         z = tensor(T, V, dtype=dtype).requires_grad_()
