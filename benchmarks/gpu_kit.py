@@ -103,8 +103,12 @@ def clocks() -> dict[str, str] | None:
 
 
 def commit() -> str | None:
-    done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return done.stdout.strip() or None
+    """What git says, where there is one."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def place_for(folder: Path, card: str) -> Path:

@@ -117,6 +117,11 @@ def test_the_file_is_there_after_each_stage(monkeypatch, tmp_path):
     assert list(result["stages"]) == ["tests", "accuracy", "times"]
 
 
+def test_neither_git_nor_nvidia_smi_is_needed(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert gpu_kit.commit() is None and gpu_kit.clocks() is None
+
+
 def test_all_stages_fit_into_nine_minutes():
     assert gpu_kit.TOTAL["gpu"] < 540 and gpu_kit.TOTAL["interpreted"] < 120
     assert sum(gpu_kit.SECONDS.values()) <= gpu_kit.TOTAL["gpu"]
