@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python
 ARGS   ?=
 
-.PHONY: help train test test-slow check install clean
+.PHONY: help train test test-slow gpu check install clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
@@ -34,6 +34,10 @@ test: $(STAMP)
 # make test-slow   the long tests as well
 test-slow: $(STAMP)
 	$(RUN) -m pytest -m "not gpu" $(ARGS)
+
+# make gpu   tests and measurements of the kernel on this machine's GPU, 9 minutes; installs nothing
+gpu:
+	$(if $(wildcard $(RUN)),$(RUN),python3) benchmarks/gpu_kit.py $(ARGS)
 
 # make check   lint, format and types
 check: $(STAMP)

@@ -6,8 +6,10 @@ peer that only makes log-probs gets the loss from plain PyTorch.
 """
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,20 +47,21 @@ class Task:
     """The tensors of a case, equal in every process."""
 
     def __init__(self, case: Case, dtype: torch.dtype | None = None) -> None:
-        g = torch.Generator().manual_seed(0)
-        t, a = case.tokens, case.active
-        stored, device = DTYPES[case.dtype], case.device
-        hidden = torch.randn(t, case.hidden, generator=g).to(stored)
-        weight = (torch.randn(case.vocab, case.hidden, generator=g) * 0.05).to(stored)
-        self.case = case
-        self.hidden = hidden.to(device, dtype or stored).requires_grad_()
-        self.weight = weight.to(device, dtype or stored).requires_grad_()
-        self.targets = torch.randint(case.vocab, (t,), generator=g).to(device)
-        kind = torch.cat([torch.zeros(t - a), torch.ones(a // 2), torch.full((a - a // 2,), 2.0)]).long()
-        self.kind = kind[torch.randperm(t, generator=g)].to(device)
-        self.weights = (torch.rand(t, generator=g) + 0.5).to(device)
-        self.advantages = torch.randn(t, generator=g).to(device)
-        self.old_logp = (torch.randn(t, generator=g) * 0.1 - 11).to(device)
+        with torch.device(case.device):  # a GPU draws its billion numbers in no time
+            g = torch.Generator(case.device).manual_seed(0)
+            t, a = case.tokens, case.active
+            stored = DTYPES[case.dtype]
+            hidden = torch.randn(t, case.hidden, generator=g).to(stored)
+            weight = torch.randn(case.vocab, case.hidden, generator=g).mul_(0.05).to(stored)
+            self.case = case
+            self.hidden = hidden.to(dtype or stored).requires_grad_()
+            self.weight = weight.to(dtype or stored).requires_grad_()
+            self.targets = torch.randint(case.vocab, (t,), generator=g)
+            kind = torch.cat([torch.zeros(t - a), torch.ones(a // 2), torch.full((a - a // 2,), 2.0)]).long()
+            self.kind = kind[torch.randperm(t, generator=g)]
+            self.weights = torch.rand(t, generator=g) + 0.5
+            self.advantages = torch.randn(t, generator=g)
+            self.old_logp = torch.randn(t, generator=g) * 0.1 - 11
         self.active = self.kind > 0
 
     def loss(self, logp: Tensor) -> Tensor:
@@ -70,6 +73,24 @@ class Task:
         return (
             torch.where(kind == 1, surrogate, 0.0) + torch.where(kind == 2, -w * logp, 0.0)
         ).sum() / self.case.active
+
+    def clear(self) -> None:
+        """No gradients from before."""
+        self.hidden.grad = self.weight.grad = None
+
+    def inputs(self) -> Any:
+        """The loss for `wavalign_loss`."""
+        from wavalign_kernels import LossInputs
+
+        return LossInputs(
+            kind=self.kind,
+            targets=self.targets,
+            weights=self.weights,
+            advantages=self.advantages,
+            old_logp=self.old_logp,
+            preference_denominator=self.case.active,
+            anchor_denominator=self.case.active,
+        )
 
     def ignored(self) -> Tensor:
         return torch.where(self.active, self.targets, -100)
@@ -99,23 +120,15 @@ def floor_fp32(task: Task) -> Run:
     return floor(task, torch.float32)
 
 
-def ours(task: Task, impl: str) -> Run:
-    from wavalign_kernels import LossInputs, wavalign_loss
+def ours(task: Task, impl: str, chunk_rows: int | None = None) -> Run:
+    from wavalign_kernels import wavalign_loss
 
-    if impl == "triton" and task.case.device == "cpu":
+    if impl == "triton" and task.case.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise Skipped("it needs an accelerator")
-    inputs = LossInputs(
-        kind=task.kind,
-        targets=task.targets,
-        weights=task.weights,
-        advantages=task.advantages,
-        old_logp=task.old_logp,
-        preference_denominator=task.case.active,
-        anchor_denominator=task.case.active,
-    )
+    inputs = task.inputs()
 
     def run() -> Tensor:
-        out = wavalign_loss(task.hidden, task.weight, inputs, impl=impl)
+        out = wavalign_loss(task.hidden, task.weight, inputs, impl=impl, chunk_rows=chunk_rows)
         out.loss.backward()
         return out.logp
 
@@ -150,19 +163,31 @@ def naive(task: Task) -> Run:
 
 
 def verl_torch(task: Task) -> Run:
-    _need("verl")
-    from verl.utils.experimental.torch_functional import FusedLinearForPPOFunction
-
-    return _from_logprob(task, lambda h, w: FusedLinearForPPOFunction.apply(h, w, task.targets, 1.0, 512)[0])
+    head = verl_torch_head(task.case.device)
+    return _from_logprob(task, lambda h, w: head(h, w, task.targets))
 
 
 def verl_triton(task: Task) -> Run:
+    head = verl_triton_head(task.case.device)
+    return _from_logprob(task, lambda h, w: head(h, w, task.targets))
+
+
+def verl_torch_head(_device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(hidden, weight, targets) -> log-probs (T,)."""
     _need("verl")
-    if task.case.device == "cpu":
+    from verl.utils.experimental.torch_functional import FusedLinearForPPOFunction
+
+    return lambda h, w, y: FusedLinearForPPOFunction.apply(h, w, y, 1.0, 512)[0]
+
+
+def verl_triton_head(device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(hidden, weight, targets) -> log-probs (T,)."""
+    _need("verl")
+    if device == "cpu":
         raise Skipped("it needs a GPU")
     from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
 
-    return _from_logprob(task, lambda h, w: linear_cross_entropy(h, w, task.targets, 1.0, "none")[0])
+    return lambda h, w, y: linear_cross_entropy(h, w, y, 1.0, "none")[0]
 
 
 def liger_scaled(task: Task) -> Run:

@@ -61,7 +61,10 @@ class SpokenRewardManager(RewardManagerBase):
         return {"reward_score": score, "reward_extra_info": shown | routes}
 
     def _read(self, ids: list[int], row: Mapping[str, Any], info: Mapping[str, Any]) -> SpokenAnswer:
-        """The answer without its waveforms."""
+        """The answer without its waveforms. Raises ValueError: the row has no text to compare it with."""
+        truth = row["reward_model"]["ground_truth"]
+        if not isinstance(truth, str):
+            raise ValueError(f"the row's reward_model.ground_truth={truth!r} is not a text")
         split = self.layout.split(ids)
         return SpokenAnswer(
             text=self.tokenizer.decode(split.text_ids, skip_special_tokens=True),
@@ -70,7 +73,7 @@ class SpokenRewardManager(RewardManagerBase):
             sample_rate=self.codec.sample_rate,
             question_text=info.get("question"),
             question_rate=self.codec.sample_rate,
-            reference_text=row["reward_model"]["ground_truth"],
+            reference_text=truth,
             ended=split.ended,
             truncated=not split.ended,
             layout_errors=tuple(split.errors),
@@ -116,7 +119,7 @@ def _extra(info: Mapping[str, Any], answer: SpokenAnswer, result: RewardResult, 
         "decode_failed": float(not decoded),
         "truncated": float(answer.truncated),
         "layout_errors": len(answer.layout_errors),
-        "exact": float(same_text(answer.text, answer.reference_text)),
+        "exact": float(same_text(answer.text, answer.reference_text)) if answer.reference_text else None,
         "speech_codes": " ".join(map(str, answer.speech_codes)),
     }
     notes: dict[str, Any] = {"transcript": None, "wer": None}

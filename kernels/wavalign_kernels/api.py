@@ -29,7 +29,7 @@ def linear_logprob(
 
     Shapes: hidden (..., H), weight (V, H), targets (...) -> logp (...), entropy (...) in fp32 (fp64 for fp64), both
     differentiable in hidden, weight and bias, zero at inactive positions. entropy=False returns None for it.
-    `active` (...) bool; `temperature` a number or (...). `chunk_rows` trades scratch for speed.
+    `active` (...) bool; `temperature` positive, a number, () or (...). `chunk_rows` trades scratch for speed.
     Work: 2·A·H·V forward, 6·A·H·V backward, A = active positions.
     """
     shape, flat = targets.shape, hidden.reshape(-1, hidden.shape[-1])
@@ -40,20 +40,20 @@ def linear_logprob(
         )
     checks.check_head(flat, weight, bias)
     targets, length = targets.reshape(-1), len(flat)
-    checks.check_column("targets", targets, length, flat.device, integer=True)
+    checks.check_chunk_rows(chunk_rows)
+    checks.check_column("targets", targets, length, flat.device, "integer")
     if active is not None:
         active = _flatten(active, shape)
-        checks.check_active(active, length, flat.device)
+        checks.check_column("active", active, length, flat.device, "mask")
     if isinstance(temperature, Tensor) and temperature.dim():
         temperature = _flatten(temperature, shape)
     checks.check_temperature(temperature, length, flat.device)
     chosen = checks.pick_impl(impl, flat.device, flat.dtype)
-    everything = torch.arange(length, device=flat.device)
-    index = everything if active is None else active_index(active)
-    checks.check_targets(targets, index, weight.shape[0])
+    checks.check_values(targets, active, weight.shape[0], temperature)
     if chosen == "reference":
         logp, ent = reference.linear_logprob(flat, weight, targets, active, bias, temperature)
     else:
+        index = torch.arange(length, device=flat.device) if active is None else active_index(active)
         rows = gather_rows(index, targets, temperature, wide_dtype(flat.dtype))
         job = Job(rows, _row_step(chosen), _wanted(flat, weight, bias), chunk_rows, entropy)
         logp, ent = LinearLogprob.apply(flat, weight, bias, job)
@@ -75,12 +75,11 @@ def wavalign_loss(
     The gradient of the loss is known inside the forward: 6·A·H·V in all, backward only scales. One backward per call.
     """
     checks.check_head(hidden, weight, bias)
-    index = _checked_index(inputs, hidden, weight.shape[0])
-    chosen = checks.pick_impl(impl, hidden.device, hidden.dtype)
+    chosen = _checked(inputs, hidden, weight.shape[0], impl, chunk_rows)
     if chosen == "reference":
-        return reference.loss_of_logits(reference.logits_of(hidden, weight, bias), inputs)
+        return reference.wavalign_loss(hidden, weight, bias, inputs)
     kept: list[LossParts] = []
-    job = _loss_job(inputs, index, hidden, chosen, _wanted(hidden, weight, bias), chunk_rows)
+    job = _loss_job(inputs, hidden, chosen, _wanted(hidden, weight, bias), chunk_rows)
     loss, logp, entropy = FusedLoss.apply(hidden, weight, bias, job, kept.append)
     return LossOutputs(loss, logp, entropy, kept[0])
 
@@ -93,27 +92,28 @@ def logits_loss(
     The gradient is zero at inactive rows. Memory: the logits, their gradient, and one chunk in fp32.
     """
     checks.check_logits(logits)
-    index = _checked_index(inputs, logits, logits.shape[1])
-    chosen = checks.pick_impl(impl, logits.device, logits.dtype)
+    chosen = _checked(inputs, logits, logits.shape[1], impl, chunk_rows)
     if chosen == "reference":
         return reference.loss_of_logits(logits.to(wide_dtype(logits.dtype)), inputs)
     kept: list[LossParts] = []
-    job = _loss_job(inputs, index, logits, chosen, _wanted(logits, None, None), chunk_rows)
+    job = _loss_job(inputs, logits, chosen, _wanted(logits, None, None), chunk_rows)
     loss, logp, entropy = LogitsLoss.apply(logits, job, kept.append)
     return LossOutputs(loss, logp, entropy, kept[0])
 
 
-def _loss_job(x: LossInputs, index: Tensor, like: Tensor, chosen: str, want: Want, chunk_rows: int | None) -> Job:
-    dtype = wide_dtype(like.dtype)
+def _loss_job(x: LossInputs, like: Tensor, chosen: str, want: Want, chunk_rows: int | None) -> Job:
+    index, dtype = active_index(x.kind), wide_dtype(like.dtype)
     rows, loss = gather_rows(index, x.targets, x.temperature, dtype), gather_loss(x, index, dtype)
     return Job(rows, _row_step(chosen), want, chunk_rows, inputs=x, loss=loss)
 
 
-def _checked_index(x: LossInputs, like: Tensor, vocab: int) -> Tensor:
+def _checked(x: LossInputs, like: Tensor, vocab: int, impl: str, chunk_rows: int | None) -> str:
+    """The implementation, once the record fits the stream."""
+    checks.check_chunk_rows(chunk_rows)
     checks.check_inputs(x, len(like), like.device)
-    index = active_index(x.kind)
-    checks.check_targets(x.targets, index, vocab)
-    return index
+    chosen = checks.pick_impl(impl, like.device, like.dtype)
+    checks.check_values(x.targets, None, vocab, x.temperature, x)
+    return chosen
 
 
 def _wanted(hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Want:

@@ -1,5 +1,6 @@
 """Routing between autograd and the chunk loop; no arithmetic of its own."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,10 +27,26 @@ class Job:
     loss: LossRows | None = None
 
 
+def outside_autocast(method: Callable) -> Callable:
+    """For a Function's forward or backward: a surrounding autocast would round the products and sums in it.
+
+    torch.amp's custom_fwd is made for one type of device; the tensors choose it here.
+    """
+
+    @functools.wraps(method)
+    def call(ctx, *args):
+        device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return method(ctx, *args)
+
+    return call
+
+
 class LinearLogprob(torch.autograd.Function):
     """(hidden, weight, bias) -> (logp, entropy); backward makes the logits again."""
 
     @staticmethod
+    @outside_autocast
     def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job):
         head = Head(hidden, weight, bias, job.chunk_rows)
         stats = _empty_stats(hidden, job)
@@ -42,6 +59,7 @@ class LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @outside_autocast
     def backward(ctx, *grads):
         dlogp, dentropy = grads
         hidden, weight, bias, *columns = ctx.saved_tensors
@@ -62,6 +80,7 @@ class FusedLoss(torch.autograd.Function):
     """(hidden, weight, bias) -> loss, logp, entropy; the gradients are made in the forward and handed over once."""
 
     @staticmethod
+    @outside_autocast
     def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, keep: Callable):
         head = Head(hidden, weight, bias, job.chunk_rows)
         stats = _empty_stats(hidden, job)
@@ -69,6 +88,7 @@ class FusedLoss(torch.autograd.Function):
         return _finish_loss(ctx, stats, job, grads, len(hidden), keep)
 
     @staticmethod
+    @outside_autocast
     def backward(ctx, *grads):
         return *_hand_over(ctx, grads[0]), None, None
 
@@ -77,6 +97,7 @@ class LogitsLoss(torch.autograd.Function):
     """logits -> loss, logp, entropy."""
 
     @staticmethod
+    @outside_autocast
     def forward(ctx, logits: Tensor, job: Job, keep: Callable):
         stats = _empty_stats(logits, job)
         assert job.loss is not None
@@ -84,6 +105,7 @@ class LogitsLoss(torch.autograd.Function):
         return _finish_loss(ctx, stats, job, (grad,), len(logits), keep)
 
     @staticmethod
+    @outside_autocast
     def backward(ctx, *grads):
         return *_hand_over(ctx, grads[0]), None, None
 

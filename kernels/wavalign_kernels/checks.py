@@ -1,7 +1,10 @@
 """What a caller can get wrong, told as: the value, what is allowed, the remedy."""
 
 import importlib.util
+import math
 import os
+from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -62,67 +65,143 @@ def check_logits(logits: Tensor) -> None:
     _check_dtype("logits", logits)
 
 
-def check_targets(targets: Tensor, index: Tensor, vocab: int) -> None:
-    """Every target at an active position lies in [0, vocab)."""
-    chosen = targets[index]
-    bad = (chosen < 0) | (chosen >= vocab)
-    if bool(bad.any()):
-        where = int(index[bad][0])
-        raise ValueError(
-            f"target {int(targets[where])} at active position {where} is outside the vocabulary; allowed: 0 to "
-            f"{vocab - 1}; mark positions without a target inactive (kind NONE, or active=False)"
-        )
+def check_chunk_rows(chunk_rows: int | None) -> None:
+    """None, or a whole number of rows."""
+    if chunk_rows is not None and (type(chunk_rows) is not int or chunk_rows < 1):
+        raise ValueError(f"chunk_rows={chunk_rows!r}; allowed: None, or a whole number of at least 1")
 
 
-def check_column(name: str, column: Tensor, length: int, device: torch.device, integer: bool = False) -> None:
-    """A per-position column (T,)."""
+def check_column(name: str, column: Tensor, length: int, device: torch.device, kind: str = "floating") -> None:
+    """A per-position column (T,) of a floating or an integer dtype, or a mask."""
+    dtype = column.dtype
     if column.shape != (length,):
         raise ValueError(f"{name} has shape {tuple(column.shape)}; allowed: ({length},), one per position of hidden")
-    if integer and (column.is_floating_point() or column.dtype == torch.bool):
-        raise ValueError(f"{name} is {column.dtype}; allowed: an integer dtype; pass {name}.long()")
-    if not integer and column.dtype != torch.bool and not column.is_floating_point():
-        raise ValueError(f"{name} is {column.dtype}; allowed: a floating dtype; pass {name}.float()")
+    if kind == "mask" and dtype != torch.bool:
+        raise ValueError(f"{name} is {dtype}; allowed: torch.bool; pass {name}.bool()")
+    if kind == "integer" and (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool):
+        raise ValueError(f"{name} is {dtype}; allowed: an integer dtype; pass {name}.long()")
+    if kind == "floating" and not dtype.is_floating_point:
+        raise ValueError(f"{name} is {dtype}; allowed: a floating dtype; pass {name}.float()")
     _check_device(name, column, device)
 
 
-def check_active(active: Tensor, length: int, device: torch.device) -> None:
-    """A mask (T,) of dtype bool."""
-    if active.dtype != torch.bool:
-        raise ValueError(f"active is {active.dtype}; allowed: torch.bool; pass active.bool()")
-    check_column("active", active, length, device)
-
-
 def check_temperature(temperature: float | Tensor, length: int, device: torch.device) -> None:
-    """One positive number, or a column (T,)."""
+    """A number, a scalar (), or a column (T,)."""
     if isinstance(temperature, Tensor) and temperature.dim() > 0:
         check_column("temperature", temperature, length, device)
-    elif not isinstance(temperature, Tensor) and not temperature > 0:
-        raise ValueError(f"temperature={temperature}; allowed: a positive number; greedy log-probs are not defined")
+    else:
+        _check_scalar("temperature", temperature, device, *SCALARS["temperature"])
 
 
 def check_inputs(x: LossInputs, length: int, device: torch.device) -> None:
-    """The columns of the record fit the stream and one another."""
+    """Shapes, dtypes and numbers of the record; what tensors hold on a device is for `check_values`."""
     for name in ("kind", "targets"):
-        check_column(name, getattr(x, name), length, device, integer=True)
-    names = ("weights", "advantages", "old_logp", "ref_logp", "kl_weights", "entropy_weights")
-    for name in names:
+        check_column(name, getattr(x, name), length, device, "integer")
+    for name in ("weights", "advantages", "old_logp", "ref_logp", "kl_weights", "entropy_weights"):
         if getattr(x, name) is not None:
             check_column(name, getattr(x, name), length, device)
     check_temperature(x.temperature, length, device)
     if (x.ref_logp is None) != (x.kl_weights is None):
         raise ValueError("ref_logp and kl_weights come together; give both for a KL term, or neither")
-    if not (0 <= x.clip_low <= 1 and x.clip_high >= 0):
-        raise ValueError(f"clip_low={x.clip_low}, clip_high={x.clip_high}; allowed: 0 ≤ clip_low ≤ 1, clip_high ≥ 0")
-    for name in ("preference_denominator", "anchor_denominator"):
-        value = getattr(x, name)
-        if not isinstance(value, Tensor) and not value > 0:
-            raise ValueError(f"{name}={value}; allowed: a positive number; use 1.0 where nothing is counted")
-    bad = (x.kind != NONE) & (x.kind != PREFERENCE) & (x.kind != ANCHOR)
-    if bool(bad.any()):
-        where = int(bad.nonzero()[0, 0])
-        raise ValueError(f"kind {int(x.kind[where])} at position {where}; allowed: 0 none, 1 preference, 2 anchor")
-    if x.advantages is None and bool((x.kind == PREFERENCE).any()):
-        raise ValueError("advantages is None but positions are marked PREFERENCE; give one advantage per position")
+    if not (_is_number(x.clip_low) and _is_number(x.clip_high) and 0 <= x.clip_low <= 1 and x.clip_high >= 0):
+        raise ValueError(
+            f"clip_low={x.clip_low}, clip_high={x.clip_high}; allowed: 0 ≤ clip_low ≤ 1, clip_high ≥ 0; pass numbers"
+        )
+    if not (_is_number(x.entropy_coef) and math.isfinite(x.entropy_coef)):
+        raise ValueError(f"entropy_coef={x.entropy_coef}; allowed: a finite number; use 0.0 for no entropy term")
+    for name in ("preference_denominator", "anchor_denominator", "lam"):
+        if getattr(x, name) is not None:
+            _check_scalar(name, getattr(x, name), device, *SCALARS[name])
+
+
+def check_values(
+    targets: Tensor, active: Tensor | None, vocab: int, temperature: float | Tensor, x: LossInputs | None = None
+) -> None:
+    """What the tensors hold, where it counts. A device is asked once for all of it, next to `rows.active_index`."""
+    found: list[tuple[Tensor, Callable[[int], str]]] = []
+
+    def refuse(bad: Tensor, say: Callable[[int], str], everywhere: bool = False) -> None:
+        found.append((bad if active is None or everywhere else bad & active, say))
+
+    def column(name: str, values: Tensor, allowed: str, remedy: str, bad: Tensor) -> None:
+        refuse(bad, lambda at: f"{name} is {float(values[at])} at position {at}; allowed: {allowed}; {remedy}")
+
+    if x is not None:
+        active, preference = (x.kind == PREFERENCE) | (x.kind == ANCHOR), x.kind == PREFERENCE
+        refuse(
+            ~active & (x.kind != NONE),
+            lambda at: f"kind {int(x.kind[at])} at position {at}; allowed: 0 none, 1 preference, 2 anchor",
+            everywhere=True,
+        )
+        if x.advantages is None:
+            refuse(
+                preference,
+                lambda _: "advantages is None but positions are marked PREFERENCE; give one advantage per position",
+            )
+        for name in ("weights", "kl_weights", "entropy_weights"):
+            values, read = getattr(x, name), active if name == "weights" else preference
+            if values is not None:
+                bad = read & ~((values >= 0) & (values < torch.inf))
+                column(name, values, "0 or a positive number", "mask what should not count, negate advantages", bad)
+        for name in ("preference_denominator", "anchor_denominator", "lam"):
+            _scalar_on_device(found, name, getattr(x, name))
+    refuse(
+        (targets < 0) | (targets >= vocab),
+        lambda at: (
+            f"target {int(targets[at])} at active position {at} is outside the vocabulary; allowed: 0 to {vocab - 1}; "
+            "mark positions without a target inactive (kind NONE, or active=False)"
+        ),
+    )
+    if isinstance(temperature, Tensor) and temperature.dim():
+        bad = ~((temperature > 0) & (temperature < torch.inf))
+        column("temperature", temperature, SCALARS["temperature"][0], SCALARS["temperature"][1], bad)
+    else:
+        _scalar_on_device(found, "temperature", temperature)
+    if not len(targets):  # a stack of what is in the columns would be of nothing
+        found = [(bad, say) for bad, say in found if bad.numel()]
+    for number, hit in enumerate(torch.stack([bad.any() for bad, _ in found]).tolist() if found else []):
+        if hit:
+            bad, say = found[number]
+            raise ValueError(say(int(bad.reshape(-1).nonzero()[0, 0])))
+
+
+# Of each scalar: what is allowed, the remedy, the largest value.
+SCALARS = {
+    "temperature": ("a positive number", "greedy log-probs are not defined", None),
+    "preference_denominator": ("a positive number", "use 1.0 where nothing is counted", None),
+    "anchor_denominator": ("a positive number", "use 1.0 where nothing is counted", None),
+    "lam": ("a number from 0 to 1", "use None for the plain sum of both losses", 1.0),
+}
+
+
+def _fits(value, most: float | None):
+    """A positive number, or one from 0 to the most; of a tensor, as a tensor."""
+    return (value > 0) & (value < torch.inf) if most is None else (value >= 0) & (value <= most)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_scalar(name: str, value, device: torch.device, allowed: str, remedy: str, most: float | None) -> None:
+    """A number, or a tensor () on the stream's device or on the CPU, where its value is seen for nothing."""
+    if isinstance(value, Tensor):
+        if value.dim() or value.dtype == torch.bool or value.dtype.is_complex:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)} and dtype {value.dtype}; allowed: one real number, shape (); "
+                "pass a number, or sum over the batch first"
+            )
+        if value.device.type != "cpu":
+            return _check_device(name, value, device)
+    if not (isinstance(value, Tensor) or _is_number(value)) or not bool(_fits(value, most)):
+        raise ValueError(f"{name}={value}; allowed: {allowed}; {remedy}")
+
+
+def _scalar_on_device(found: list, name: str, value) -> None:
+    """A scalar that `_check_scalar` could not look into."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        allowed, remedy, most = SCALARS[name]
+        found.append((~_fits(value, most), lambda _: f"{name}={value}; allowed: {allowed}; {remedy}"))
 
 
 def _check_dtype(name: str, tensor: Tensor) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import shlex
+import stat
 import subprocess
 import tempfile
 import warnings
@@ -74,11 +75,35 @@ def _compiled(source: Path, options: list[str]) -> Path:
     command = [*shlex.split(os.environ.get("CC") or "cc"), *OPTIONS, *options]
     digest = hashlib.sha256(source.read_bytes() + HEADER.read_bytes() + " ".join(command).encode()).hexdigest()[:12]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wavalign_kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = folder.resolve()  # what is checked is what is loaded, wherever a link points later
+    check_own(folder)
     path = folder / f"{source.stem}-{digest}.so"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
             made = Path(fresh) / path.name
             subprocess.run([*command, source, "-o", made], check=True, capture_output=True, text=True, errors="replace")
+            made.chmod(0o700)  # whatever the umask
             made.replace(path)  # whole or not at all, whoever else is at it
+    check_own(path)
     return path
+
+
+def check_own(path: Path) -> None:
+    """Refuse, as a PermissionError, what somebody else could put code into: `path`, or what lies above it.
+
+    A folder or a file of this user that nobody else may write, no link; above it folders of this user or root in which
+    others cannot rename (a sticky one as /tmp will do).
+    """
+    for place in (path, *path.parents):
+        found, user = place.lstat(), os.geteuid()
+        own = found.st_uid == user or (place != path and found.st_uid == 0)
+        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (
+            place != path and stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+        )
+        if not own or shared or stat.S_ISLNK(found.st_mode):
+            raise PermissionError(
+                f"others can change {place}: {stat.filemode(found.st_mode)}, owner {found.st_uid}, you are {user}; "
+                "allowed: your own, not writable by group or others; "
+                "chmod go-w it, or set XDG_CACHE_HOME to a folder of your own"
+            )

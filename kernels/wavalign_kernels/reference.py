@@ -1,33 +1,49 @@
-"""The definition: plain autograd over the whole [T, V], for small shapes. Shares no code with the fast paths."""
+"""The definition: plain autograd over the whole [T, V], for small shapes. Shares no code with the fast paths.
+
+Its forward is protected from a surrounding autocast; being plain autograd, its backward is not.
+"""
 
 import torch
 from torch import Tensor
 
-from .records import ANCHOR, PREFERENCE, LossInputs, LossOutputs, LossParts
+from .records import ANCHOR, LOG_RATIO_LIMIT, PREFERENCE, LossInputs, LossOutputs, LossParts
 
 
 def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """hidden @ weight.T + bias in fp32, or fp64 where the inputs are.  # (T, H), (V, H), (V,) -> (T, V)"""
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    logits = hidden.to(wide) @ weight.to(wide).T
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = hidden.to(wide) @ weight.to(wide).T
     return logits if bias is None else logits + bias.to(wide)
+
+
+def _where_active(active: Tensor, column: Tensor) -> Tensor:
+    """Other rows become 0, so that what they hold, a NaN included, reaches no gradient.  # (T,), (T, ...)"""
+    return torch.where(active.view(-1, *[1] * (column.dim() - 1)), column, torch.zeros((), dtype=column.dtype))
 
 
 def logprob_of_logits(logits: Tensor, targets: Tensor, active: Tensor | None, temperature) -> tuple[Tensor, Tensor]:
     """log softmax(z/τ)[y] and H = −Σ p log p, zero where inactive.  # (T, V), (T,) -> (T,), (T,)"""
-    tau = temperature.to(logits.dtype)[:, None] if isinstance(temperature, Tensor) else temperature
     active = torch.ones_like(targets, dtype=torch.bool) if active is None else active
-    # Inactive rows are replaced before the softmax, so that what they hold, a NaN included, reaches no gradient.
-    logits = torch.where(active[:, None], logits / tau, torch.zeros((), dtype=logits.dtype))
-    logq = torch.log_softmax(logits, -1)
-    logp = logq.gather(1, torch.where(active, targets, 0)[:, None])[:, 0]
-    entropy = -(logq.exp() * logq).sum(-1)
+    tau = temperature.to(logits.device, logits.dtype) if isinstance(temperature, Tensor) else temperature
+    if isinstance(tau, Tensor) and tau.dim():
+        tau = torch.where(active, tau, 1.0)[:, None]
+    logq = torch.log_softmax(_where_active(active, logits) / tau, -1)
+    logp = logq.gather(1, torch.where(active, targets, 0).long()[:, None])[:, 0]
+    entropy = -(logq.exp() * torch.where(logq == -torch.inf, 0.0, logq)).sum(-1)  # 0·log 0 = 0
     return torch.where(active, logp, 0.0), torch.where(active, entropy, 0.0)
 
 
 def linear_logprob(hidden, weight, targets, active, bias, temperature) -> tuple[Tensor, Tensor]:
     """See `wavalign_kernels.linear_logprob`."""
+    hidden = hidden if active is None else _where_active(active, hidden)
     return logprob_of_logits(logits_of(hidden, weight, bias), targets, active, temperature)
+
+
+def wavalign_loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, x: LossInputs) -> LossOutputs:
+    """See `wavalign_kernels.wavalign_loss`."""
+    active = (x.kind == PREFERENCE) | (x.kind == ANCHOR)
+    return loss_of_logits(logits_of(_where_active(active, hidden), weight, bias), x)
 
 
 def loss_of_logits(logits: Tensor, x: LossInputs) -> LossOutputs:
@@ -38,20 +54,23 @@ def loss_of_logits(logits: Tensor, x: LossInputs) -> LossOutputs:
     zero = torch.zeros_like(logp)
     weights = x.weights.to(dtype)
 
+    def limited(gap, mask):
+        # Elsewhere old and ref mean nothing: they must not reach a product.
+        return torch.where(mask, gap, zero).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
     def total(mask, term, denominator):
         return torch.where(mask, term, zero).sum() / denominator
 
     surrogate = zero
     if x.advantages is not None:
         old = logp.detach() if x.old_logp is None else x.old_logp.to(dtype)
-        # Elsewhere old and ref mean nothing: they must not overflow an exponential whose gradient is masked later.
-        ratio = torch.where(preference, logp - old, zero).exp()
+        ratio = limited(logp - old, preference & (weights > 0)).exp()
         adv = x.advantages.to(dtype)
         clipped = ratio.clamp(1 - x.clip_low, 1 + x.clip_high)
         surrogate = -weights * torch.minimum(ratio * adv, clipped * adv)
     kl = zero
     if x.ref_logp is not None and x.kl_weights is not None:
-        gap = torch.where(preference & (x.kl_weights != 0), x.ref_logp.to(dtype) - logp, zero)
+        gap = limited(x.ref_logp.to(dtype) - logp, preference & (x.kl_weights > 0))
         kl = x.kl_weights.to(dtype) * (gap.exp() - gap - 1)
     share = weights if x.entropy_weights is None else x.entropy_weights.to(dtype)
     bonus = -x.entropy_coef * share * entropy

@@ -11,6 +11,7 @@ no reduction across threads and one exponential per logit; the lanes are merged 
     s = Σ exp(x_j − m),  e = Σ exp(x_j − m)·(x_j − m)    over j ≠ y
 
 m starts at x_y, a true member of the softmax: there is no sentinel that a row of very negative logits could fall below.
+(Where x_y is −∞, at the least finite number.)
 With M the largest m, S = Σ s·exp(m − M) and E likewise, 1 − p_y = S / (S + exp(x_y − M)) is exact where p_y is near 1.
 
 A = rows of the call, V = vocabulary. Reads 4 bytes per logit and pass, writes one dlogit.
@@ -21,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .records import LOG_RATIO_LIMIT
 from .rows import LossRows, Rows, RowStats, Slopes
 
 BLOCK = 4096
@@ -35,6 +37,11 @@ LOG2E = tl.constexpr(1.4426950408889634)
 FLOOR = tl.constexpr(-128.0)
 """exp of it is 0 in fp32, and so is its product with it."""
 
+LEAST = tl.constexpr(-3.4028234663852886e38)
+"""No finite logit lies below."""
+
+LIMIT = tl.constexpr(LOG_RATIO_LIMIT)
+
 
 def step(
     z: Tensor,  # (A, V) fp32 logits, overwritten where d is z
@@ -46,11 +53,18 @@ def step(
     slopes: Slopes | None = None,
     loss: LossRows | None = None,
     entropy: bool = True,
+    block: int = BLOCK,
+    warps: int | None = None,
 ) -> None:
-    """Statistics, statistics and dlogits of `loss`, or dlogits of `slopes` (statistics known)."""
+    """Statistics, statistics and dlogits of `loss`, or dlogits of `slopes` (statistics known).
+
+    `block` columns per iteration, a power of 2, by `warps`; what the defaults are tuned with.
+    """
     if len(z) == 0:
         return
-    arguments = launch_arguments(z, d, rows, bias, stats, slopes=slopes, loss=loss, entropy=entropy)
+    arguments = launch_arguments(
+        z, d, rows, bias, stats, slopes=slopes, loss=loss, entropy=entropy, block=block, warps=warps
+    )
     with torch.cuda.device_of(z):  # Triton launches on the current device, not on the tensors'
         row_kernel[(len(z),)](**arguments)
 
@@ -65,13 +79,15 @@ def launch_arguments(
     slopes: Slopes | None,
     loss: LossRows | None,
     entropy: bool,
+    block: int = BLOCK,
+    warps: int | None = None,
 ) -> dict:
     """The kernel's arguments by name; what is None compiles away. Also what is compiled ahead of time."""
     assert z.dtype == torch.float32 and z.is_contiguous() and (d is None or d.is_contiguous())
     assert d is None or slopes is not None or loss is not None
     given_h = None if slopes is None else slopes.entropy
     share = None if loss is None else loss.entropy_weights
-    block = min(BLOCK, triton.next_power_of_2(z.shape[1]))
+    width = min(block, triton.next_power_of_2(z.shape[1]))
     return dict(
         z_ptr=z,
         d_ptr=d,
@@ -95,8 +111,8 @@ def launch_arguments(
         ratio_low=0.0 if loss is None else 1.0 - loss.clip_low,
         ratio_high=0.0 if loss is None else 1.0 + loss.clip_high,
         VOCAB=z.shape[1],
-        BLOCK=block,
-        num_warps=max(1, block // COLUMNS_PER_WARP),
+        BLOCK=width,
+        num_warps=warps or max(1, width // COLUMNS_PER_WARP),
     )
 
 
@@ -145,7 +161,7 @@ def row_kernel(
         tl.store(lse_ptr + row, top + log_total)
         entropy = 0.0
         if entropy_ptr is not None:
-            entropy = log_total - (energy + e_y * (x_y - top)) / total
+            entropy = log_total - (energy + e_y * _floored(x_y - top)) / total
             tl.store(entropy_ptr + row, entropy)
     else:
         top = tl.load(lse_ptr + row)
@@ -173,7 +189,7 @@ def row_kernel(
         bends: tl.constexpr = slope_h_ptr is not None or share_ptr is not None  # pyright: ignore[reportAssignmentType]
         at_target = slope * miss
         if bends:
-            at_target -= slope_h * tl.exp(logp) * (logp + entropy)
+            at_target -= slope_h * tl.exp(logp) * (_floored(logp) + entropy)
         _second_pass(
             z_ptr,
             d_ptr + row * VOCAB,
@@ -209,14 +225,13 @@ def _first_pass(z_ptr, bias_ptr, inverse, target, entropy_ptr, VOCAB: tl.constex
     if bias_ptr is not None:
         x_y += tl.load(bias_ptr + target)
     x_y *= inverse
-    m = tl.zeros((BLOCK,), tl.float32) + x_y
+    m = tl.zeros((BLOCK,), tl.float32) + tl.maximum(x_y, LEAST, propagate_nan=tl.PropagateNan.ALL)
     s = tl.zeros((BLOCK,), tl.float32)
     e = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, VOCAB, BLOCK):
         x = _logits(z_ptr, bias_ptr, inverse, start + lanes, VOCAB)
         # Comparing lanes with a scalar stays in 32 bits where comparing columns would be widened to 64.
-        gap = tl.where(lanes == target - start, FLOOR, x - m)
-        gap = tl.maximum(gap, FLOOR, propagate_nan=tl.PropagateNan.ALL)  # finite beyond the row: 0·∞ is NaN
+        gap = _floored(tl.where(lanes == target - start, FLOOR, x - m))  # finite beyond the row: 0·∞ is NaN
         shrink = tl.exp2(tl.abs(gap) * -LOG2E)  # of what was summed where x is the new maximum, else of x
         rises = gap > 0
         if entropy_ptr is not None:
@@ -258,7 +273,7 @@ def _second_pass(
         logq = _logits(z_ptr, bias_ptr, inverse, start + lanes, VOCAB) - top - log_total
         d = -tl.exp2(logq * LOG2E)
         if bends:
-            d *= rise + slope_h * tl.maximum(logq, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+            d *= rise + slope_h * _floored(logq)
         else:
             d *= rise
         d = tl.where(lanes == target - start, at_target, d)
@@ -271,14 +286,28 @@ def _loss_slope(row, logp, preference_ptr, weight_ptr, advantage_ptr, old_ptr, r
     slope = -tl.load(weight_ptr + row)
     if advantage_ptr is not None:
         advantage = tl.load(advantage_ptr + row)
-        ratio = 1.0 if old_ptr is None else tl.exp(logp - tl.load(old_ptr + row))
-        unclipped = tl.where(advantage > 0, ratio <= ratio_high, ratio >= ratio_low)
+        gap = logp - logp if old_ptr is None else logp - tl.load(old_ptr + row)
+        ratio = tl.exp(_limited(gap))
+        unclipped = tl.where(advantage > 0, ratio <= ratio_high, ratio >= ratio_low) & (tl.abs(gap) <= LIMIT)
         policy = tl.where(unclipped, slope * advantage * ratio, 0.0)
         if ref_ptr is not None:
             kl = tl.load(kl_ptr + row)
-            policy += tl.where(kl != 0, -kl * _expm1(tl.load(ref_ptr + row) - logp), 0.0)
+            gap = tl.load(ref_ptr + row) - logp
+            policy += tl.where(tl.abs(gap) <= LIMIT, -kl * _expm1(_limited(gap)), 0.0)
         slope = tl.where(tl.load(preference_ptr + row), policy, slope)
     return slope
+
+
+@triton.jit
+def _limited(gap):
+    """Within the limit."""
+    return tl.minimum(tl.maximum(gap, -LIMIT), LIMIT)
+
+
+@triton.jit
+def _floored(x):
+    """−∞ made finite, a NaN passed on."""
+    return tl.maximum(x, FLOOR, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

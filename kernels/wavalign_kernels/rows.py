@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .records import ANCHOR, PREFERENCE, LossInputs, LossParts
+from .records import ANCHOR, LOG_RATIO_LIMIT, PREFERENCE, LossInputs, LossParts
 
 
 def _part(record, a: int, b: int):
@@ -73,7 +73,7 @@ def gather_rows(index: Tensor, targets: Tensor, temperature: float | Tensor, dty
     """Compact the columns that the softmax needs."""
     inverse = None
     if isinstance(temperature, Tensor):
-        inverse = temperature.to(dtype).reciprocal()
+        inverse = temperature.detach().to(index.device, dtype).reciprocal()
         inverse = inverse[index] if inverse.dim() else inverse.expand(len(index)).contiguous()
     elif temperature != 1.0:
         inverse = torch.full((len(index),), 1.0 / temperature, dtype=dtype, device=index.device)
@@ -115,14 +115,19 @@ def loss_slopes(logp: Tensor, r: LossRows) -> Slopes:
     """∂L/∂logp and ∂L/∂H of every row.
 
     preference: −w·A·ρ where the unclipped branch is the smaller one, + κ·(1 − exp(ref − logp));  anchor: −w
+    A log-ratio or a gap at its limit has no slope.
     """
     slope = -r.weights
     if r.advantages is not None:
-        ratio = torch.ones_like(logp) if r.old_logp is None else (logp - r.old_logp).exp()
+        gap = logp - (logp if r.old_logp is None else r.old_logp)
+        ratio = _limited(gap, r.weights).exp()
         unclipped = torch.where(r.advantages > 0, ratio <= 1 + r.clip_high, ratio >= 1 - r.clip_low)
+        unclipped &= gap.abs() <= LOG_RATIO_LIMIT
         policy = torch.where(unclipped, slope * r.advantages * ratio, 0.0)
         if r.ref_logp is not None and r.kl_weights is not None:
-            policy = policy + torch.where(r.kl_weights != 0, -r.kl_weights * torch.expm1(r.ref_logp - logp), 0.0)
+            gap = r.ref_logp - logp
+            rise = -r.kl_weights * torch.expm1(_limited(gap, r.kl_weights))
+            policy = policy + torch.where(gap.abs() <= LOG_RATIO_LIMIT, rise, 0.0)
         slope = torch.where(r.preference, policy, slope)
     return Slopes(slope * r.scale, None if r.entropy_weights is None else -r.entropy_weights * r.scale)
 
@@ -132,11 +137,11 @@ def loss_parts(stats: RowStats, r: LossRows, x: LossInputs) -> tuple[Tensor, Los
     logp, zero = stats.logp, torch.zeros_like(stats.logp)
     surrogate = kl = bonus = zero
     if r.advantages is not None:
-        ratio = torch.where(r.preference, logp - (logp if r.old_logp is None else r.old_logp), zero).exp()
+        ratio = _limited(logp - (logp if r.old_logp is None else r.old_logp), r.weights).exp()
         clipped = ratio.clamp(1 - r.clip_low, 1 + r.clip_high)
         surrogate = -r.weights * torch.minimum(ratio * r.advantages, clipped * r.advantages)
     if r.ref_logp is not None and r.kl_weights is not None:
-        gap = torch.where(r.preference & (r.kl_weights != 0), r.ref_logp - logp, zero)
+        gap = _limited(r.ref_logp - logp, r.kl_weights)
         kl = r.kl_weights * (torch.expm1(gap) - gap)
     if r.entropy_weights is not None:
         bonus = -r.entropy_weights * stats.entropy
@@ -145,6 +150,11 @@ def loss_parts(stats: RowStats, r: LossRows, x: LossInputs) -> tuple[Tensor, Los
     anchor = torch.where(r.preference, zero, -r.weights * logp).sum() / x.anchor_denominator
     loss = preference + anchor if x.lam is None else x.lam * preference + (1 - x.lam) * anchor
     return loss, LossParts(preference, anchor, *sums)
+
+
+def _limited(gap: Tensor, weight: Tensor) -> Tensor:
+    """Within the limit, and 0 where the weight is: what was subtracted there may mean nothing."""
+    return torch.where(weight > 0, gap, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
 def scatter(column: Tensor, index: Tensor, length: int) -> Tensor:

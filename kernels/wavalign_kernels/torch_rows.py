@@ -111,7 +111,7 @@ def record(stats: RowStats, top: Tensor, x_y: Tensor, others: Tensor, energy: Te
     stats.miss.copy_((others / total)[:, 0])
     stats.lse.copy_((top + log_total)[:, 0])
     if energy is not None:
-        stats.entropy.copy_((log_total - (energy + e_y * x_y) / total)[:, 0])
+        stats.entropy.copy_((log_total - (energy + e_y * x_y.clamp(min=LEAST)) / total)[:, 0])
     return total
 
 
@@ -129,5 +129,5 @@ def at_target(s: RowStats, slopes: Slopes, inverse: Tensor | None) -> Tensor:
     """a·(1 − p_y) − b·p_y (log p_y + H), over the temperature.  # (C,)"""
     value = slopes.logp * s.miss
     if slopes.entropy is not None:
-        value = value - slopes.entropy * s.logp.exp() * (s.logp + s.entropy)
+        value = value - slopes.entropy * s.logp.exp() * (s.logp.clamp(min=LEAST) + s.entropy)
     return value if inverse is None else value * inverse

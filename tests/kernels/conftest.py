@@ -24,8 +24,8 @@ def threads(request):
 
 @pytest.fixture
 def child():
-    """Runs code that may die, and that can import what lies in `interpreted`."""
-    path = os.pathsep.join([str(Path(__file__).with_name("interpreted")), os.environ.get("PYTHONPATH", "")])
+    """Runs code that may die, and that can import what lies in `cases`."""
+    path = os.pathsep.join([str(Path(__file__).with_name("cases")), os.environ.get("PYTHONPATH", "")])
 
     def run(code: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True)

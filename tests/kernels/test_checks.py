@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from wavalign_kernels import LossInputs, linear_logprob, logits_loss, wavalign_loss
+from wavalign_kernels import LossInputs, checks, linear_logprob, logits_loss, wavalign_loss
 
 T, H, V = 6, 4, 9
 
@@ -32,8 +32,22 @@ BAD_HEADS = {
     "two devices": (head(weight=torch.empty(V, H, device="meta")), ["weight is on meta", "hidden on cpu", "move one"]),
     "bias shape": (head(bias=torch.randn(V + 1)), ["bias has shape (10,)", "allowed: (9,)"]),
     "bias dtype": (head(bias=torch.randn(V).half()), ["bias is torch.float16", "torch.float32", "cast"]),
+    "chunk 0": (head(chunk_rows=0), ["chunk_rows=0", "allowed: None, or a whole number of at least 1"]),
+    "chunk share": (head(chunk_rows=0.5), ["chunk_rows=0.5", "allowed: None, or a whole number"]),
     "impl": (head(impl="cuda"), ["impl='cuda'", "allowed: auto, triton, torch, reference"]),
 }
+
+NAN, INF = float("nan"), float("inf")
+
+
+def number(value: Any) -> torch.Tensor:
+    return torch.tensor(value)
+
+
+def but_one(value: float) -> torch.Tensor:
+    """A column of ones with this at position 3, a preference."""
+    return torch.ones(T).index_fill(0, torch.tensor([3]), value)
+
 
 BAD_INPUTS = {
     "length": (dict(weights=torch.ones(T + 1)), ["weights has shape (7,)", "allowed: (6,)", "one per position"]),
@@ -48,6 +62,42 @@ BAD_INPUTS = {
     "denominator": (dict(anchor_denominator=0.0), ["anchor_denominator=0.0", "allowed: a positive number", "use 1.0"]),
     "temperature": (dict(temperature=0.0), ["temperature=0.0", "allowed: a positive number"]),
     "temperatures": (dict(temperature=torch.ones(2)), ["temperature has shape (2,)", "allowed: (6,)"]),
+    "temperature ∞": (dict(temperature=INF), ["temperature=inf", "allowed: a positive number"]),
+    "temperature text": (dict(temperature="1"), ["temperature=1", "allowed: a positive number"]),
+    "temperature ()": (dict(temperature=number(0.0)), ["temperature=0.0", "allowed: a positive number"]),
+    "temperature (1,)": (dict(temperature=torch.ones(1)), ["temperature has shape (1,)", "allowed: (6,)"]),
+    "temperature column": (dict(temperature=but_one(0.0)), ["temperature is 0.0 at position 3", "a positive number"]),
+    "temperature NaN": (dict(temperature=but_one(NAN)), ["temperature is nan at position 3", "a positive number"]),
+    "temperatures dtype": (dict(temperature=torch.ones(T).bool()), ["torch.bool", "allowed: a floating", ".float()"]),
+    "denominator ∞": (dict(preference_denominator=INF), ["preference_denominator=inf", "allowed: a positive number"]),
+    "denominator ()": (dict(anchor_denominator=number(0.0)), ["anchor_denominator=0.0", "allowed: a positive number"]),
+    "denominator count": (dict(anchor_denominator=number(0)), ["anchor_denominator=0", "allowed: a positive number"]),
+    "denominator NaN": (dict(preference_denominator=number(NAN)), ["preference_denominator=nan", "a positive number"]),
+    "denominators": (
+        dict(anchor_denominator=torch.ones(T)),
+        ["shape (6,)", "allowed: one real number", "sum"],
+    ),
+    "denominator mask": (dict(anchor_denominator=number(True)), ["torch.bool", "allowed: one real number"]),
+    "λ": (dict(lam=1.5), ["lam=1.5", "allowed: a number from 0 to 1", "use None"]),
+    "λ NaN": (dict(lam=NAN), ["lam=nan", "allowed: a number from 0 to 1"]),
+    "λ ()": (dict(lam=number(-0.1)), ["lam=-0.1", "allowed: a number from 0 to 1"]),
+    "λ (1,)": (dict(lam=torch.ones(1)), ["lam has shape (1,)", "allowed: one real number, shape ()"]),
+    "λ switch": (dict(lam=True), ["lam=True", "allowed: a number from 0 to 1"]),
+    "clip NaN": (dict(clip_high=NAN), ["clip_high=nan", "clip_high ≥ 0", "pass numbers"]),
+    "clip tensor": (
+        dict(clip_low=number(0.2)),
+        ["clip_low=0.2", "allowed: 0 ≤ clip_low", "pass numbers"],
+    ),
+    "entropy": (dict(entropy_coef=NAN), ["entropy_coef=nan", "allowed: a finite number"]),
+    "weight": (dict(weights=but_one(-1.0)), ["weights is -1.0 at position 3", "0 or a positive number", "negate"]),
+    "weight NaN": (dict(weights=but_one(NAN)), ["weights is nan at position 3", "0 or a positive number"]),
+    "KL weight": (
+        dict(ref_logp=torch.zeros(T), kl_weights=but_one(-1.0)),
+        ["kl_weights is -1.0 at position 3", "0 or a positive number"],
+    ),
+    "entropy weight": (dict(entropy_weights=but_one(INF)), ["entropy_weights is inf at position 3", "0 or a positive"]),
+    "advantages mask": (dict(advantages=torch.ones(T).bool()), ["advantages is torch.bool", "allowed: a floating"]),
+    "complex": (dict(weights=torch.ones(T).cfloat()), ["weights is torch.complex64", "allowed: a floating"]),
     "column device": (dict(weights=torch.empty(T, device="meta")), ["weights is on meta", "hidden on cpu", "move one"]),
 }
 
@@ -100,6 +150,25 @@ def test_shapes_of_log_prob_arguments():
     with pytest.raises(ValueError) as error:
         logits_loss(torch.randn(2, T, V), inputs())
     assert_says(error, ["logits have shape (2, 6, 9)", "allowed: (T, V)", "flatten"])
+
+
+@pytest.mark.parametrize("temperature", [0.0, NAN, number(-1.0), but_one(0.0)], ids=str)
+def test_temperatures_of_log_probs(temperature):
+    with pytest.raises(ValueError, match="temperature.*allowed: a positive number"):
+        linear_logprob(*head().values(), torch.ones(T).long(), temperature=temperature)
+
+
+def test_one_look_at_the_device(monkeypatch):
+    """All values are asked for at once: each question would make a GPU's queue run dry."""
+    asked = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: asked.append(self) or tolist(self))
+    for name in ("item", "__bool__", "__int__", "__float__", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, name=name: pytest.fail(f"{name} waits for the device"))
+    x = inputs(temperature=torch.ones(T), ref_logp=torch.zeros(T), kl_weights=torch.ones(T))
+    checks.check_inputs(x, T, torch.device("cpu"))
+    checks.check_values(x.targets, None, V, x.temperature, x)
+    assert len(asked) == 1
 
 
 def test_targets_of_inactive_positions_mean_nothing():

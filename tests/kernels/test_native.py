@@ -1,5 +1,6 @@
 """Where C cannot be built, PyTorch's answer is the same, and a warning says what is missing."""
 
+import os
 import shutil
 import subprocess
 import warnings
@@ -43,6 +44,75 @@ def test_without_a_compiler_the_answer_is_the_same(dtype, source, compiler, monk
 def test_silent_where_the_cpu_lacks_the_units():
     with warnings.catch_warnings(action="error"):
         assert native.load("avx512.c", {"no-such-unit"}, ["-no-such-option"], without="", needs="") is None
+
+
+def open_to(mode: int):
+    return lambda folder, library, monkeypatch: folder.chmod(mode)
+
+
+def linked(folder, library, monkeypatch):
+    library.rename(folder / "elsewhere.so")
+    library.symlink_to(folder / "elsewhere.so")
+
+
+def open_above(folder, library, monkeypatch):
+    folder.parent.chmod(0o777)
+
+
+def a_link_into_an_open_folder(folder, library, monkeypatch):
+    shared = folder.parent / "shared"
+    folder.rename(shared)
+    shared.chmod(0o777)
+    folder.symlink_to(shared)
+
+
+def somebody_elses(folder, library, monkeypatch):
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+
+
+OPEN_TO_OTHERS = {
+    "folder others write": open_to(0o707),
+    "folder the group writes": open_to(0o770),
+    "sticky folder": open_to(0o1777),
+    "library others write": lambda folder, library, monkeypatch: library.chmod(0o702),
+    "library the group writes": lambda folder, library, monkeypatch: library.chmod(0o720),
+    "library a link": linked,
+    "folder above": open_above,
+    "link to an open folder": a_link_into_an_open_folder,
+    "somebody else's": somebody_elses,
+}
+
+
+@builds
+@pytest.mark.parametrize("opened", OPEN_TO_OTHERS.values(), ids=OPEN_TO_OTHERS)
+@pytest.mark.usefixtures("not_yet_loaded")
+def test_no_code_is_loaded_that_others_can_change(opened, tmp_path, monkeypatch):
+    """One line says which file and why, and PyTorch does the work."""
+    h, w, y = torch.randn(40, 64), torch.randn(507, 64), torch.randint(507, (40,))
+    fast = linear_logprob(h, w, y, impl="torch")
+    folder = tmp_path / "wavalign_kernels"
+    (library,) = folder.glob("avx512-*.so")
+    opened(folder, library, monkeypatch)
+    avx512.library.cache_clear()
+    with pytest.warns(UserWarning, match=r"others can change /.*allowed: your own.*chmod go-w") as caught:
+        slow = linear_logprob(h, w, y, impl="torch")
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    torch.testing.assert_close(slow, fast, rtol=1e-5, atol=1e-5)
+
+
+@builds
+@pytest.mark.usefixtures("not_yet_loaded")
+def test_a_link_to_a_folder_of_ones_own_and_a_generous_umask_are_fine(tmp_path):
+    (tmp_path / "far").mkdir(mode=0o700)
+    (tmp_path / "wavalign_kernels").symlink_to(tmp_path / "far")
+    before = os.umask(0o002)
+    try:
+        assert avx512.library() is not None
+    finally:
+        os.umask(before)
+    avx512.library.cache_clear()
+    assert avx512.library() is not None
 
 
 @builds

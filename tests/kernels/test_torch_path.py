@@ -5,7 +5,7 @@ for luck in rounding: units in the last place at the largest true value, 1 in ha
 loss exponentiates log-probs (`allowed`).
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -28,12 +28,19 @@ SHAPES = [(252, 64, 507), (123, 33, 252), (40, 16, 1031)]  # no multiple of a bl
 NAMES = ("hidden", "weight", "bias")
 
 
-@pytest.fixture(params=["this CPU", "without AMX", "without AVX-512"])
-def every_cpu(request, monkeypatch):
-    if request.param != "this CPU":
+GPU = pytest.param(
+    "GPU", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator is here")]
+)
+
+
+@pytest.fixture(params=["this CPU", "without AMX", "without AVX-512", GPU])
+def device(request, monkeypatch) -> torch.device:
+    """Every way in which the torch path works, by the device it works on."""
+    if request.param in ("without AMX", "without AVX-512"):
         monkeypatch.setattr(amx, "library", lambda: None)
     if request.param == "without AVX-512":
         monkeypatch.setattr(avx512, "library", lambda: None)
+    return torch.device("cuda" if request.param == "GPU" else "cpu")
 
 
 def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,20 +82,20 @@ def mixed_loss(z: Tensor, x: LossInputs) -> Tensor:
     return preference + anchor if x.lam is None else x.lam * preference + (1 - x.lam) * anchor
 
 
-def make_head(rows: int, width: int, vocab: int, dtype=torch.float64, bias: bool = True, seed: int = 0):
-    g = torch.Generator().manual_seed(seed)
+def make_head(rows: int, width: int, vocab: int, dtype=torch.float64, bias: bool = True, device: Any = "cpu"):
+    g = torch.Generator().manual_seed(0)
     made = [torch.randn(rows, width, generator=g), torch.randn(vocab, width, generator=g) * 2 / width**0.5]
     made.append(torch.randn(vocab, generator=g) if bias else None)
-    return [None if t is None else t.to(dtype).requires_grad_() for t in made]
+    return [None if t is None else t.to(device, dtype).requires_grad_() for t in made]
 
 
-def make_inputs(rows: int, vocab: int, seed: int = 0, **changes: Any) -> LossInputs:
+def make_inputs(rows: int, vocab: int, device: Any = "cpu", **changes: Any) -> LossInputs:
     """Every term switched on; a third of the positions inactive, with targets that mean nothing."""
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(0)
     kind = torch.randint(3, (rows,), generator=g)
     targets = torch.randint(vocab, (rows,), generator=g)
     noise = torch.randn(5, rows, generator=g)
-    return replace(
+    x = replace(
         LossInputs(
             kind=kind,
             targets=torch.where(kind == NONE, -100, targets),
@@ -105,6 +112,8 @@ def make_inputs(rows: int, vocab: int, seed: int = 0, **changes: Any) -> LossInp
         ),
         **changes,
     )
+    columns = {f.name: getattr(x, f.name) for f in fields(x)}
+    return replace(x, **{name: c.to(device) for name, c in columns.items() if isinstance(c, Tensor)})
 
 
 def widen(tensors: list) -> list:
@@ -131,12 +140,11 @@ def assert_as_good(ours: list[Tensor], plain: list[Tensor], truth: list[Tensor])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("chunk_rows", [None, 50])
-@pytest.mark.usefixtures("every_cpu")
-def test_log_probs_and_their_gradients(dtype, shape, chunk_rows):
+def test_log_probs_and_their_gradients(dtype, shape, chunk_rows, device):
     rows, _, vocab = shape
-    head = make_head(*shape, dtype=dtype)
-    targets, tau = torch.randint(vocab, (rows,)), 0.5 + torch.rand(rows)
-    g = torch.randn(2, rows)
+    head = make_head(*shape, dtype=dtype, device=device)
+    targets, tau = torch.randint(vocab, (rows,)).to(device), (0.5 + torch.rand(rows)).to(device)
+    g = torch.randn(2, rows).to(device)
 
     def outcome(tensors, function):
         logp, entropy = function(*tensors)
@@ -154,11 +162,11 @@ def test_log_probs_and_their_gradients(dtype, shape, chunk_rows):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("variant", ["everything", "on policy", "no entropy term", "one chunk of five"])
-@pytest.mark.usefixtures("every_cpu")
-def test_mixed_loss_and_its_gradients(dtype, shape, variant):
+def test_mixed_loss_and_its_gradients(dtype, shape, variant, device):
     rows, _, vocab = shape
     bias = variant == "everything"
-    head, x = make_head(*shape, dtype=dtype, bias=bias), make_inputs(rows, vocab)
+    head = make_head(*shape, dtype=dtype, bias=bias, device=device)
+    x = make_inputs(rows, vocab, device)
     if variant == "on policy":
         x = replace(x, old_logp=None, ref_logp=None, kl_weights=None, lam=None, temperature=1.0)
     if variant == "no entropy term":
@@ -176,10 +184,9 @@ def test_mixed_loss_and_its_gradients(dtype, shape, variant):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.usefixtures("every_cpu")
-def test_loss_of_logits(dtype):
-    x = make_inputs(123, 507)
-    logits = (torch.randn(123, 507) * 3).to(dtype).requires_grad_()
+def test_loss_of_logits(dtype, device):
+    x = make_inputs(123, 507, device)
+    logits = (torch.randn(123, 507) * 3).to(device, dtype).requires_grad_()
     wide = logits.detach().double().requires_grad_()
     ours = logits_loss(logits, x, impl="torch", chunk_rows=20).loss
     wider = logits.to(torch.float32)
@@ -273,9 +280,8 @@ def test_frozen_parts_cost_nothing_and_change_nothing(trained, dtype):
         assert all((t.grad is None) == (name not in trained) for t, name in zip(part, NAMES, strict=True))
 
 
-@pytest.mark.usefixtures("every_cpu")
-def test_no_grad_gives_the_same_numbers():
-    x, head = make_inputs(123, 252), make_head(123, 33, 252, torch.float32)
+def test_no_grad_gives_the_same_numbers(device):
+    x, head = make_inputs(123, 252, device), make_head(123, 33, 252, torch.float32, device=device)
     loud = wavalign_loss(head[0], head[1], x, impl="torch")
     with torch.no_grad():
         quiet = wavalign_loss(head[0], head[1], x, impl="torch")
@@ -319,9 +325,8 @@ def test_inactive_rows_get_exactly_zero_whatever_they_hold(dtype):
     assert torch.count_nonzero(out.logp[x.kind == NONE]) == torch.count_nonzero(out.entropy[x.kind == NONE]) == 0
 
 
-@pytest.mark.usefixtures("every_cpu")
-def test_nan_is_never_silent():
-    head, x = make_head(123, 33, 252, torch.float32), make_inputs(123, 252)
+def test_nan_is_never_silent(device):
+    head, x = make_head(123, 33, 252, torch.float32, device=device), make_inputs(123, 252, device)
     row = int((x.kind == ANCHOR).nonzero()[0, 0])
     with torch.no_grad():
         head[0][row, 3] = float("nan")
@@ -332,13 +337,12 @@ def test_nan_is_never_silent():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.usefixtures("every_cpu")
-def test_impossible_entries(dtype):
+def test_impossible_entries(dtype, device):
     """A bias of −∞ leaves an entry out: as if the head did not have it."""
-    h, w, bias = torch.randn(40, 64).to(dtype), torch.randn(507, 64).to(dtype), torch.zeros(507).to(dtype)
-    possible = torch.arange(507) % 3 > 0
+    h, w, bias = (t.to(device, dtype) for t in (torch.randn(40, 64), torch.randn(507, 64), torch.zeros(507)))
+    possible = torch.arange(507, device=device) % 3 > 0
     bias[~possible] = -torch.inf
-    y, outcomes = torch.randint(338, (40,)), []
+    y, outcomes = torch.randint(338, (40,)).to(device), []
     for weight, target, b in ((w, possible.nonzero()[y, 0], bias), (w[possible], y, None)):
         weight = weight.clone().requires_grad_()
         logp, entropy = linear_logprob(h, weight, target, bias=b, impl="torch")
@@ -352,11 +356,10 @@ def test_impossible_entries(dtype):
 
 
 @pytest.mark.parametrize("shift", [-128.0, -3e4, 3e4])
-@pytest.mark.usefixtures("every_cpu")
-def test_rows_far_from_zero(shift):
+def test_rows_far_from_zero(shift, device):
     """verl's Triton head starts its running maximum at 0: around −128 its log-prob is +inf."""
-    logits = torch.randn(40, 252, dtype=torch.float64).float() + shift
-    x = make_inputs(40, 252, temperature=1.0)
+    logits = torch.randn(40, 252, dtype=torch.float64).float().to(device) + shift
+    x = make_inputs(40, 252, device, temperature=1.0)
     wide = logits.double().requires_grad_()
     logits.requires_grad_()
     ours, truth = logits_loss(logits, x, impl="torch"), mixed_loss(wide, x)
@@ -367,14 +370,12 @@ def test_rows_far_from_zero(shift):
 
 
 @pytest.mark.parametrize("margin", [12.0, 24.0])
-@pytest.mark.usefixtures("every_cpu")
-def test_confident_targets_keep_their_gradient(margin):
+def test_confident_targets_keep_their_gradient(margin, device):
     """p_y about 1 − 1e-3 and 1 − 1e-8, where 1 − p_y formed from p_y in fp32 would be rounding, or 0."""
-    logits = torch.randn(40, 252)
-    targets = torch.randint(252, (40,))
+    logits = torch.randn(40, 252).to(device)
+    targets = torch.randint(252, (40,)).to(device)
     logits[torch.arange(40), targets] += margin
-    kind = torch.full((40,), ANCHOR)
-    x = LossInputs(kind, targets, torch.ones(40))
+    x = LossInputs(torch.full_like(targets, ANCHOR), targets, torch.ones(40, device=device))
     wide = logits.double().requires_grad_()
     logits.requires_grad_()
     logits_loss(logits, x, impl="torch").loss.backward()

@@ -57,7 +57,8 @@ def run(
     response = setup.layout.target(ids, speech) if speech else [*ids, *setup.layout.eos_ids]
     batch = {"responses": torch.tensor([[*response, 0, 0]]), "attention_mask": torch.ones(1, 5 + len(response) + 2)}
     batch["attention_mask"][:, -2:] = 0
-    row = {"extra_info": info, "reward_model": {"ground_truth": "three plus four is seven"}}
+    truth = info.pop("truth", "three plus four is seven")
+    row = {"extra_info": info, "reward_model": {"ground_truth": truth}}
     rows = {name: np.array([value], dtype=object) for name, value in row.items()}
 
     async def score() -> dict[str, Any]:
@@ -134,17 +135,19 @@ CODES = fails("codec.decode", StopIteration())
         (CODES, {}, "decode: RuntimeError.*StopIteration", "three plus four is seven"),
         (gives(np.full(100, np.nan, np.float32)), {}, "decode: ValueError.*finite", "three plus four is seven"),
         (gives(np.ones((2, 100), np.float32)), {}, r"decode: ValueError.*\(2, 100\)", "three plus four is seven"),
+        (id, {"truth": None}, "decode: ValueError: .*ground_truth=None is not a text", ""),
         (id, {"question_audio": "gone.wav"}, "decode: .*gone.wav", "three plus four is seven"),
     ],
-    ids=["layout", "tokenizer", "codec", "nan", "channels", "recording"],
+    ids=["layout", "tokenizer", "codec", "nan", "channels", "no reference", "recording"],
 )
 def test_an_answer_that_cannot_be_decoded_is_missing_with_its_reason_and_not_lost(
-    world: Any, tmp_path: Path, change: Any, info: dict[str, str], reason: str, text: str
+    world: Any, tmp_path: Path, change: Any, info: dict[str, Any], reason: str, text: str
 ) -> None:
     found = run(world, list(range(12)), change, 1, **info)
     extra = found["reward_extra_info"]
     assert math.isnan(found["reward_score"]) and not seen  # no term is asked, or paid, to rate half an answer
     assert re.fullmatch(f"(?s){reason}.*", extra["missing"]) and "\n" not in extra["missing"]
+    assert extra["exact"] == (1.0 if text else None)
     assert (extra["text"], extra["score_test_reward_manager"], extra["score_format"]) == (text, None, None)
     metrics = reward_metrics([extra, run(world, list(range(12)))["reward_extra_info"]])
     assert metrics["reward_notes/decode_failed"] == metrics["reward_missing/test_reward_manager"] == 0.5

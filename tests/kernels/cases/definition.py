@@ -41,7 +41,10 @@ def dlogits(s: Softmax, targets: Tensor, a: Tensor, b: Tensor | None, tau: Tenso
 
 
 def loss(logp: Tensor, entropy: Tensor, x: LossInputs) -> Tensor:
-    """The equation of `LossInputs`, position by position in plain Python; logp, entropy (T,)."""
+    """The equation of `LossInputs`, position by position in plain Python; logp, entropy (T,).
+
+    Within ±20, as verl has it: beyond, torch.clamp has no gradient.
+    """
     preference = anchor = logp.new_zeros(())
     for t in range(len(logp)):
         w = float(x.weights[t])
@@ -50,12 +53,14 @@ def loss(logp: Tensor, entropy: Tensor, x: LossInputs) -> Tensor:
         if x.kind[t] != PREFERENCE:
             continue
         assert x.advantages is not None
-        advantage = float(x.advantages[t])
-        ratio = (logp[t] - (logp[t].detach() if x.old_logp is None else float(x.old_logp[t]))).exp()
-        clipped = ratio.clamp(1 - x.clip_low, 1 + x.clip_high)
-        preference = preference - w * min(ratio * advantage, clipped * advantage)
+        if w > 0:
+            advantage = float(x.advantages[t])
+            gap = logp[t] - (logp[t].detach() if x.old_logp is None else float(x.old_logp[t]))
+            ratio = gap.clamp(-20, 20).exp()
+            clipped = ratio.clamp(1 - x.clip_low, 1 + x.clip_high)
+            preference = preference - w * min(ratio * advantage, clipped * advantage)
         if x.ref_logp is not None and x.kl_weights is not None and x.kl_weights[t] != 0:
-            gap = float(x.ref_logp[t]) - logp[t]
+            gap = (float(x.ref_logp[t]) - logp[t]).clamp(-20, 20)
             preference = preference + float(x.kl_weights[t]) * (gap.exp() - gap - 1)
         share = w if x.entropy_weights is None else float(x.entropy_weights[t])
         preference = preference - x.entropy_coef * share * entropy[t]

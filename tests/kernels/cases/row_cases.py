@@ -4,6 +4,7 @@ import interpreter
 import pytest
 import torch
 from definition import dlogits, error, loss, plain, slopes, softmax
+from place import DEVICE, SLACK, marks, put
 from torch import Tensor
 from wavalign_kernels import ANCHOR, PREFERENCE, LossInputs
 from wavalign_kernels.row_kernel import step
@@ -11,7 +12,9 @@ from wavalign_kernels.rows import Rows, RowStats, Slopes, gather_loss, gather_ro
 
 interpreter.mend()
 
-TOLERANCE = 3e-7  # about two units of fp32: the order of summation differs
+pytestmark = marks()
+
+TOLERANCE = 3e-7 * SLACK  # about two units of fp32: the order of summation differs
 VOCABS = [1, 123, 252, 507, 4096, 4097, 8200]  # one block: below, exactly; several: by one column, by many
 COUNT = 6
 
@@ -22,11 +25,17 @@ def logits_like(vocab: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tens
     z = 3 * torch.randn(COUNT, vocab, generator=g)
     targets = torch.randint(0, vocab, (COUNT,), generator=g)
     targets[0], targets[1] = 0, vocab - 1
-    return z, targets, torch.randn(vocab, generator=g), 0.5 + torch.rand(COUNT, generator=g)
+    made = z, targets, torch.randn(vocab, generator=g), 0.5 + torch.rand(COUNT, generator=g)
+    return tuple(put(t) for t in made)  # type: ignore
 
 
 def rows_of(targets: Tensor, tau: Tensor | None) -> Rows:
-    return gather_rows(torch.arange(len(targets)), targets, 1.0 if tau is None else tau, torch.float32)
+    return gather_rows(every(targets), targets, 1.0 if tau is None else tau, torch.float32)
+
+
+def every(column: Tensor) -> Tensor:
+    """The index of all rows."""
+    return torch.arange(len(column), device=DEVICE)
 
 
 def mixed(targets: Tensor, tau: Tensor | float = 1.0, **changes) -> LossInputs:
@@ -45,7 +54,7 @@ def mixed(targets: Tensor, tau: Tensor | float = 1.0, **changes) -> LossInputs:
         preference_denominator=7.0,
         anchor_denominator=3.0,
     )
-    return LossInputs(targets=targets, temperature=tau, **{**columns, **changes})
+    return put(LossInputs(targets=targets, temperature=tau, **{**columns, **changes}))
 
 
 @pytest.mark.parametrize("entropy", [True, False])
@@ -54,7 +63,7 @@ def mixed(targets: Tensor, tau: Tensor | float = 1.0, **changes) -> LossInputs:
 def test_statistics(vocab: int, bare: bool, entropy: bool) -> None:
     z, y, bias, tau = logits_like(vocab)
     bias, tau = (None, None) if bare else (bias, tau)
-    stats = RowStats(*(torch.full((COUNT,), 77.0) for _ in range(4)))
+    stats = RowStats(*(put(torch.full((COUNT,), 77.0)) for _ in range(4)))
     before = z.clone()
     step(z, None, rows_of(y, tau), bias, stats, entropy=entropy)
     assert torch.equal(z, before)
@@ -86,7 +95,7 @@ def check_loss(vocab: int, dtype: torch.dtype, change: dict) -> None:
     z, y, bias, tau = logits_like(vocab)
     # Close to the log-prob of a random target at every size, so that ratios fall inside and outside the clip.
     near = plain(z, y, bias, tau)[0]
-    shift = torch.tensor([0.0, 0.3, -0.3, 0.1, -0.05, 1.0])[:COUNT]
+    shift = put(torch.tensor([0.0, 0.3, -0.3, 0.1, -0.05, 1.0])[:COUNT])
     x = mixed(y, tau, **{"old_logp": near + shift, "ref_logp": near - shift, **change})
     leaf = z.clone().requires_grad_()
     (torch_d,) = torch.autograd.grad(loss(*plain(leaf, y, bias, tau), x), leaf)
@@ -94,7 +103,7 @@ def check_loss(vocab: int, dtype: torch.dtype, change: dict) -> None:
     exact_d = dlogits(exact, y, *slopes(exact, x), tau)
     d = z if dtype == z.dtype else torch.full_like(z, 77.0, dtype=dtype)
     before, stats = z.clone(), RowStats.empty(COUNT, z)
-    step(z, d, rows_of(y, tau), bias, stats, loss=gather_loss(x, torch.arange(COUNT), torch.float32))
+    step(z, d, rows_of(y, tau), bias, stats, loss=gather_loss(x, every(y), torch.float32))
     assert d is z or torch.equal(z, before)
     assert error(stats.logp, exact.logp) <= error(near, exact.logp) + TOLERANCE
     if vocab > 1:
@@ -121,15 +130,15 @@ def test_small_kl_gap(shift: float) -> None:
     s = softmax(z, y)
     stats = RowStats.empty(COUNT, z)
     step(z, None, rows_of(y, None), None, stats)
-    ref = stats.logp + shift * torch.tensor([1.0, -1.0] * COUNT)[:COUNT]
+    ref = stats.logp + shift * put(torch.tensor([1.0, -1.0] * COUNT)[:COUNT])
     ones = torch.ones(COUNT)
     kind, none = torch.full((COUNT,), PREFERENCE), torch.zeros(COUNT)
     x = mixed(y, kind=kind, advantages=none, ref_logp=ref, kl_weights=ones, entropy_coef=0.0, lam=None)
     # Taken at the rounded log-prob, whose rounding is the fp32 error of the gap and none of the kernel's.
     gap = ref.double() - stats.logp.double()
     exact = dlogits(s, y, -torch.expm1(gap) / 7.0, None)
-    step(z, z, rows_of(y, None), None, stats, loss=gather_loss(x, torch.arange(COUNT), torch.float32))
-    assert error(z, exact) < 1e-6
+    step(z, z, rows_of(y, None), None, stats, loss=gather_loss(x, every(y), torch.float32))
+    assert error(z, exact) < 1e-6 * SLACK
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -137,7 +146,7 @@ def test_small_kl_gap(shift: float) -> None:
 @pytest.mark.parametrize("vocab", [1, 507, 4096, 4097])
 def test_given_slopes(vocab: int, entropy: bool, dtype: torch.dtype) -> None:
     z, y, bias, tau = logits_like(vocab)
-    a, b = torch.linspace(-1, 1, COUNT), torch.linspace(2, -1, COUNT) if entropy else None
+    a, b = put(torch.linspace(-1, 1, COUNT)), put(torch.linspace(2, -1, COUNT)) if entropy else None
     exact = softmax(z, y, bias, tau)
     exact_d = dlogits(exact, y, a.double(), None if b is None else b.double(), tau)
     leaf = z.clone().requires_grad_()
@@ -157,9 +166,9 @@ def test_given_slopes(vocab: int, entropy: bool, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("mode", ["statistics", "loss", "slopes"])
 def test_no_rows(mode: str) -> None:
-    z, y = torch.empty(0, 507), torch.empty(0, dtype=torch.long)
-    none = torch.empty(0)
-    x = gather_loss(mixed(y), torch.arange(0), torch.float32)
+    z, y = put(torch.empty(0, 507)), put(torch.empty(0, dtype=torch.long))
+    none = put(torch.empty(0))
+    x = gather_loss(mixed(y), every(y), torch.float32)
     slope = Slopes(none, None) if mode == "slopes" else None
     step(z, z, rows_of(y, None), None, RowStats.empty(0, z), slopes=slope, loss=x if mode == "loss" else None)
 
@@ -170,7 +179,7 @@ def test_any_order_of_programs_gives_the_same_bits() -> None:
         z, y, bias, tau = logits_like(4097)
         stats = RowStats.empty(COUNT, z)
         with interpreter.programs(list(order)):
-            step(z, z, rows_of(y, tau), bias, stats, loss=gather_loss(mixed(y, tau), torch.arange(COUNT), z.dtype))
+            step(z, z, rows_of(y, tau), bias, stats, loss=gather_loss(mixed(y, tau), every(y), z.dtype))
         results.append((z, stats.logp, stats.miss, stats.lse, stats.entropy))
     for other in results[1:]:
         assert all(torch.equal(p, q) for p, q in zip(results[0], other, strict=True))

@@ -1,0 +1,76 @@
+"""What the package makes for itself lies where the tensors lie: an accelerator's tensors without an accelerator.
+
+PyTorch's fake tensors have a device, shapes and dtypes but no memory, and an operation between two devices raises. So
+every line that an accelerator would run is seen, but for the checks of values and the search for active positions,
+which need numbers, and for Triton's launch.
+"""
+
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from wavalign_kernels import LossInputs, api, checks, linear_logprob, logits_loss, matmul, torch_rows, wavalign_loss
+from wavalign_kernels.autograd import LinearLogprob
+
+T, H, V, A = 64, 32, 507, 40
+CUDA = torch.device("cuda", 0)
+
+
+def triton_like(z: Tensor, d: Tensor | None, rows, bias, stats, *, slopes=None, loss=None, entropy=True) -> None:
+    """In the place of Triton's row step: what it is handed lies on the device, whole and of the width that it reads."""
+    columns = [rows.targets, rows.inv_temperature, bias, stats.logp, stats.miss, stats.lse, stats.entropy]
+    for record in (slopes, loss):
+        columns += [] if record is None else [c for c in vars(record).values() if isinstance(c, Tensor)]
+    for column in (z, d, *columns):
+        assert column is None or (column.device == CUDA and column.is_contiguous())
+    assert z.dtype == torch.float32 and z.shape[1] == V
+    assert all(c is None or c.dtype in (torch.float32, torch.int64, torch.bool) for c in columns)
+
+
+@pytest.fixture(params=[torch_rows.step, triton_like], ids=["torch", "triton"])
+def accelerator(request, monkeypatch):
+    for name in ("check_values", "_check_scalar"):
+        monkeypatch.setattr(checks, name, lambda *_: None)
+    monkeypatch.setattr(api, "active_index", lambda mask: torch.arange(A, device=mask.device))
+    monkeypatch.setattr(api, "_row_step", lambda _: request.param)
+    with FakeTensorMode():
+        yield
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = CUDA) -> Tensor:
+    return torch.ones(shape, dtype=dtype, device=device)
+
+
+def stream(scalars: torch.device | str, temperature: Tensor) -> LossInputs:
+    kind = tensor(T, dtype=torch.long)
+    lam, preference, anchor = (tensor(device=scalars) for _ in range(3))
+    columns = [tensor(T) for _ in range(5)]
+    return LossInputs(kind, kind, *columns, None, 0.1, 0.2, 0.2, lam, preference, anchor, temperature)
+
+
+@pytest.mark.parametrize("scalars", ["cpu", CUDA], ids=str)
+@pytest.mark.parametrize("wide_sums", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("accelerator")
+def test_everything_lies_on_the_accelerator(dtype, wide_sums, scalars, monkeypatch):
+    monkeypatch.setattr(matmul, "_accumulates_wide", lambda *_: wide_sums)
+    added = mock.Mock()
+    monkeypatch.setattr(torch, "addmm", added)  # its fake does not know out_dtype
+    h, w, b = (tensor(*shape, dtype=dtype).requires_grad_() for shape in ((T, H), (V, H), (V,)))
+    for temperature in (tensor(T), tensor(device=scalars)):
+        x = stream(scalars, temperature)
+        out = wavalign_loss(h, w, x, bias=b, chunk_rows=17, impl="torch")
+        parts = vars(out.parts).values()
+        assert all(t.device == CUDA for t in (out.loss, out.logp, out.entropy, *parts, *out.loss.grad_fn.grads))
+        assert [g.dtype for g in out.loss.grad_fn.grads] == [dtype] * 3
+        logp, entropy = linear_logprob(
+            h, w, x.targets, active=x.kind > 0, bias=b, temperature=temperature, chunk_rows=17, impl="torch"
+        )
+        ((node, _),) = logp.grad_fn.next_functions  # behind the view that has hidden's leading dimensions
+        grads = LinearLogprob.backward(node, logp.detach(), entropy.detach())[:3]
+        assert all(t.device == CUDA for t in (logp, entropy, *grads))
+        z = tensor(T, V, dtype=dtype).requires_grad_()
+        assert all(g.device == CUDA for g in logits_loss(z, x, impl="torch").loss.grad_fn.grads)
+    assert added.called == (wide_sums and dtype == torch.bfloat16)
