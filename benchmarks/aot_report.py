@@ -117,6 +117,7 @@ def arguments(case: Case, vocab: int) -> dict:
             optional(case.bends),
             clip_low=0.2,
             clip_high=0.2,
+            clip_c=3.0,
         )
     stats = RowStats(column(), column(), column(), column())
     return row_kernel.launch_arguments(z, d, rows, bias, stats, slopes=slopes, loss=loss, entropy=case.entropy)

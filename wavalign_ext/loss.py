@@ -146,6 +146,7 @@ class VerlLoss:
             "entropy_coef": c.entropy,
             "clip_low": c.clip_low,
             "clip_high": c.clip_high,
+            "clip_c": c.clip_c,
             "lam": lam,
             "preference_denominator": denominator,
             "anchor_denominator": denominator,

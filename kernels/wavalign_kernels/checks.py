@@ -107,6 +107,8 @@ def check_inputs(x: LossInputs, length: int, device: torch.device) -> None:
         raise ValueError(
             f"clip_low={x.clip_low}, clip_high={x.clip_high}; allowed: 0 ≤ clip_low ≤ 1, clip_high ≥ 0; pass numbers"
         )
+    if not (_is_number(x.clip_c) and x.clip_c > 1):
+        raise ValueError(f"clip_c={x.clip_c}; allowed: a number above 1; leave it out for no dual clip")
     if not (_is_number(x.entropy_coef) and math.isfinite(x.entropy_coef)):
         raise ValueError(f"entropy_coef={x.entropy_coef}; allowed: a finite number; use 0.0 for no entropy term")
     for name in ("preference_denominator", "anchor_denominator", "lam"):

@@ -1,5 +1,6 @@
 """Records that cross the package's boundary."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,6 +11,9 @@ NONE, PREFERENCE, ANCHOR = 0, 1, 2
 LOG_RATIO_LIMIT = 20.0
 """Bound of a log-ratio and of a k3 term's gap, as verl has it (core_algos.py); beyond it their gradient is 0."""
 
+NO_DUAL_CLIP = 2 * math.exp(LOG_RATIO_LIMIT)
+"""A c that no ratio reaches."""
+
 
 @dataclass(frozen=True)
 class LossInputs:
@@ -17,6 +21,7 @@ class LossInputs:
 
     preference t:  w_t·(−min(ρ_t·A_t, clip(ρ_t, 1−ε_lo, 1+ε_hi)·A_t)) + κ_t·k3_t − c·e_t·H_t
     anchor t:      w_t·(−logp_t)
+    where A_t < 0 the surrogate is at least c·A_t (dual clip, arXiv 1912.09729)
     ρ_t = exp([logp_t − old_t]),  k3_t = exp(g_t) − g_t − 1,  g_t = [ref_t − logp_t],  [x] = x within ±20
 
     L = λ·Σ preference / D_pref + (1 − λ)·Σ anchor / D_anchor
@@ -38,6 +43,7 @@ class LossInputs:
     entropy_coef: float = 0.0  # c
     clip_low: float = 0.2  # ε_lo
     clip_high: float = 0.2  # ε_hi
+    clip_c: float = NO_DUAL_CLIP  # c
     lam: float | Tensor | None = None  # λ in [0, 1], a number or (); None: both sums enter with factor 1
     preference_denominator: float | Tensor = 1.0  # D_pref > 0, a number or ()
     anchor_denominator: float | Tensor = 1.0  # D_anchor > 0, a number or ()

@@ -67,7 +67,8 @@ def loss_of_logits(logits: Tensor, x: LossInputs) -> LossOutputs:
         ratio = limited(logp - old, preference & (weights > 0)).exp()
         adv = x.advantages.to(dtype)
         clipped = ratio.clamp(1 - x.clip_low, 1 + x.clip_high)
-        surrogate = -weights * torch.minimum(ratio * adv, clipped * adv)
+        surrogate = torch.minimum(ratio * adv, clipped * adv)
+        surrogate = -weights * torch.where(adv < 0, torch.maximum(surrogate, x.clip_c * adv), surrogate)
     kl = zero
     if x.ref_logp is not None and x.kl_weights is not None:
         gap = limited(x.ref_logp.to(dtype) - logp, preference & (x.kl_weights > 0))

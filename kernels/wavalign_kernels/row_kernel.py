@@ -110,6 +110,7 @@ def launch_arguments(
         share_ptr=share,
         ratio_low=0.0 if loss is None else 1.0 - loss.clip_low,
         ratio_high=0.0 if loss is None else 1.0 + loss.clip_high,
+        ratio_c=0.0 if loss is None else loss.clip_c,
         VOCAB=z.shape[1],
         BLOCK=width,
         num_warps=warps or max(1, width // COLUMNS_PER_WARP),
@@ -139,6 +140,7 @@ def row_kernel(
     share_ptr,
     ratio_low,
     ratio_high,
+    ratio_c,
     VOCAB: tl.constexpr,  # a constant, so that the compiler knows how rows are aligned: a model has one vocabulary
     BLOCK: tl.constexpr,
 ):
@@ -181,9 +183,8 @@ def row_kernel(
                 slope_h = tl.load(slope_h_ptr + row)
         else:
             scale = tl.load(scale_ptr + row)
-            slope = scale * _loss_slope(
-                row, logp, preference_ptr, weight_ptr, advantage_ptr, old_ptr, ref_ptr, kl_ptr, ratio_low, ratio_high
-            )
+            pointers = (preference_ptr, weight_ptr, advantage_ptr, old_ptr, ref_ptr, kl_ptr)
+            slope = scale * _loss_slope(row, logp, pointers, ratio_low, ratio_high, ratio_c)
             if share_ptr is not None:
                 slope_h = -scale * tl.load(share_ptr + row)
         bends: tl.constexpr = slope_h_ptr is not None or share_ptr is not None  # pyright: ignore[reportAssignmentType]
@@ -281,14 +282,16 @@ def _second_pass(
 
 
 @triton.jit
-def _loss_slope(row, logp, preference_ptr, weight_ptr, advantage_ptr, old_ptr, ref_ptr, kl_ptr, ratio_low, ratio_high):
+def _loss_slope(row, logp, pointers, ratio_low, ratio_high, ratio_c):
     """∂L/∂logp before the scale: `rows.loss_slopes` of one row."""
+    preference_ptr, weight_ptr, advantage_ptr, old_ptr, ref_ptr, kl_ptr = pointers
     slope = -tl.load(weight_ptr + row)
     if advantage_ptr is not None:
         advantage = tl.load(advantage_ptr + row)
         gap = logp - logp if old_ptr is None else logp - tl.load(old_ptr + row)
         ratio = tl.exp(_limited(gap))
-        unclipped = tl.where(advantage > 0, ratio <= ratio_high, ratio >= ratio_low) & (tl.abs(gap) <= LIMIT)
+        unclipped = tl.where(advantage > 0, ratio <= ratio_high, (ratio >= ratio_low) & (ratio <= ratio_c))
+        unclipped &= tl.abs(gap) <= LIMIT
         policy = tl.where(unclipped, slope * advantage * ratio, 0.0)
         if ref_ptr is not None:
             kl = tl.load(kl_ptr + row)

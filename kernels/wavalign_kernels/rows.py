@@ -65,6 +65,7 @@ class LossRows:
     entropy_weights: Tensor | None  # (A,) c·e, None: no entropy term
     clip_low: float
     clip_high: float
+    clip_c: float
 
     part = _part
 
@@ -108,6 +109,7 @@ def gather_loss(x: LossInputs, index: Tensor, dtype: torch.dtype) -> LossRows:
         entropy_weights=None if share is None else share.to(dtype),
         clip_low=x.clip_low,
         clip_high=x.clip_high,
+        clip_c=x.clip_c,
     )
 
 
@@ -121,7 +123,8 @@ def loss_slopes(logp: Tensor, r: LossRows) -> Slopes:
     if r.advantages is not None:
         gap = logp - (logp if r.old_logp is None else r.old_logp)
         ratio = _limited(gap, r.weights).exp()
-        unclipped = torch.where(r.advantages > 0, ratio <= 1 + r.clip_high, ratio >= 1 - r.clip_low)
+        negative = (ratio >= 1 - r.clip_low) & (ratio <= r.clip_c)
+        unclipped = torch.where(r.advantages > 0, ratio <= 1 + r.clip_high, negative)
         unclipped &= gap.abs() <= LOG_RATIO_LIMIT
         policy = torch.where(unclipped, slope * r.advantages * ratio, 0.0)
         if r.ref_logp is not None and r.kl_weights is not None:
@@ -139,7 +142,9 @@ def loss_parts(stats: RowStats, r: LossRows, x: LossInputs) -> tuple[Tensor, Los
     if r.advantages is not None:
         ratio = _limited(logp - (logp if r.old_logp is None else r.old_logp), r.weights).exp()
         clipped = ratio.clamp(1 - r.clip_low, 1 + r.clip_high)
-        surrogate = -r.weights * torch.minimum(ratio * r.advantages, clipped * r.advantages)
+        surrogate = torch.minimum(ratio * r.advantages, clipped * r.advantages)
+        surrogate = torch.where(r.advantages < 0, torch.maximum(surrogate, r.clip_c * r.advantages), surrogate)
+        surrogate = -r.weights * surrogate
     if r.ref_logp is not None and r.kl_weights is not None:
         gap = _limited(r.ref_logp - logp, r.kl_weights)
         kl = r.kl_weights * (torch.expm1(gap) - gap)

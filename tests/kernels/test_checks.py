@@ -83,6 +83,7 @@ BAD_INPUTS = {
     "λ ()": (dict(lam=number(-0.1)), ["lam=-0.1", "allowed: a number from 0 to 1"]),
     "λ (1,)": (dict(lam=torch.ones(1)), ["lam has shape (1,)", "allowed: one real number, shape ()"]),
     "λ switch": (dict(lam=True), ["lam=True", "allowed: a number from 0 to 1"]),
+    "dual clip of 1": (dict(clip_c=1.0), ["clip_c=1.0", "above 1", "leave it out"]),
     "clip NaN": (dict(clip_high=NAN), ["clip_high=nan", "clip_high ≥ 0", "pass numbers"]),
     "clip tensor": (
         dict(clip_low=number(0.2)),

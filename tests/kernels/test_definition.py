@@ -46,7 +46,9 @@ def defined(logits: torch.Tensor, c: dict[str, torch.Tensor]) -> torch.Tensor:
         reference=rows["ref_logp"],
         entropy=-(logq.exp() * logq).sum(-1)[None],
     )
-    coefficients = trainer.LossCoefficients(clip_low=0.2, clip_high=0.28, kl_text=1.0, kl_speech=0.0, entropy=0.05)
+    coefficients = trainer.LossCoefficients(
+        clip_low=0.2, clip_high=0.28, clip_c=1.5, kl_text=1.0, kl_speech=0.0, entropy=0.05
+    )
     return trainer.combined_loss(inputs, 0.3, coefficients).loss
 
 
@@ -55,7 +57,7 @@ def test_value_and_gradient_are_those_of_the_trainers_loss(impl):
     logits = torch.randn(ROWS, V, generator=torch.Generator().manual_seed(1)).double()
     c = columns()
     ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
-    x = LossInputs(**c, entropy_coef=0.05, clip_low=0.2, clip_high=0.28, lam=0.3)
+    x = LossInputs(**c, entropy_coef=0.05, clip_low=0.2, clip_high=0.28, clip_c=1.5, lam=0.3)
     value, wanted = logits_loss(ours, x, impl=impl).loss, defined(theirs, c)
     value.backward()
     wanted.backward()

@@ -47,7 +47,7 @@ def stream(scalars: torch.device | str, temperature: Tensor) -> LossInputs:
     kind = tensor(T, dtype=torch.long)
     lam, preference, anchor = (tensor(device=scalars) for _ in range(3))
     columns = [tensor(T) for _ in range(5)]
-    return LossInputs(kind, kind, *columns, None, 0.1, 0.2, 0.2, lam, preference, anchor, temperature)
+    return LossInputs(kind, kind, *columns, None, 0.1, 0.2, 0.2, 3.0, lam, preference, anchor, temperature)
 
 
 @pytest.mark.parametrize("scalars", ["cpu", CUDA], ids=str)

@@ -72,7 +72,7 @@ def mixed_loss(z: Tensor, x: LossInputs) -> Tensor:
         a = float(x.advantages[t])
         ratio = torch.exp(logp - (logp.detach() if x.old_logp is None else float(x.old_logp[t])))
         worst = min(ratio * a, torch.clip(ratio, 1 - x.clip_low, 1 + x.clip_high) * a, key=float)
-        preference = preference - w * worst
+        preference = preference - w * (max(worst, 0 * ratio + x.clip_c * a, key=float) if a < 0 else worst)
         if x.ref_logp is not None and x.kl_weights is not None:
             gap = float(x.ref_logp[t]) - logp
             preference = preference + float(x.kl_weights[t]) * (gap.exp() - gap - 1)
@@ -105,6 +105,7 @@ def make_inputs(rows: int, vocab: int, device: Any = "cpu", **changes: Any) -> L
             ref_logp=noise[3] * 0.3 - 7,
             kl_weights=noise[4].abs() * 0.1,
             entropy_coef=0.02,
+            clip_c=1.3,
             lam=0.3,
             preference_denominator=17.0,
             anchor_denominator=5.0,

@@ -109,7 +109,7 @@ CASES = [
     {"reference": False, "tokens": "all", "anchors": False},
 ]
 COEFFICIENTS = [
-    LossCoefficients(kl_text=0.05, kl_speech=0.3),
+    LossCoefficients(kl_text=0.05, kl_speech=0.3, clip_c=1.4),
     LossCoefficients(kl_text=0.0, kl_speech=0.0, clip_low=0.1, clip_high=0.3),
     LossCoefficients(kl_text=0.2, kl_speech=0.0, entropy=0.01),
 ]
@@ -127,16 +127,17 @@ def test_one_pass_gives_the_loss_and_gradients_of_two(case: dict, coefficients: 
 
 
 def test_the_cases_reach_the_clip_and_every_kind() -> None:
-    clipped, seen = 0.0, set()
+    clipped, dual, seen = 0.0, 0.0, set()
     for seed in range(5):
         data = micro_batch(seed)
         asked = VerlLoss(COEFFICIENTS[0]).head_loss(data)
         assert asked is not None
         seen |= set(asked["kind"].tolist())
-        clipped += both(data, COEFFICIENTS[0])[1][3]["actor/pg_clipfrac"]
+        metrics = both(data, COEFFICIENTS[0])[1][3]
+        clipped, dual = clipped + metrics["actor/pg_clipfrac"], dual + metrics["actor/pg_clipfrac_lower"]
         idle = (asked["weights"] == 0) & (asked["kl_weights"] > 0)
         assert idle.any(), "no token has a KL term alone"
-    assert seen == {0, 1, 2} and clipped > 0
+    assert seen == {0, 1, 2} and clipped > 0 and dual > 0
 
 
 def test_in_fp32_one_pass_is_as_close_to_fp64_as_two() -> None:

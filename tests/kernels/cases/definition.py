@@ -58,7 +58,10 @@ def loss(logp: Tensor, entropy: Tensor, x: LossInputs) -> Tensor:
             gap = logp[t] - (logp[t].detach() if x.old_logp is None else float(x.old_logp[t]))
             ratio = gap.clamp(-20, 20).exp()
             clipped = ratio.clamp(1 - x.clip_low, 1 + x.clip_high)
-            preference = preference - w * min(ratio * advantage, clipped * advantage)
+            surrogate = min(ratio * advantage, clipped * advantage)
+            if advantage < 0:
+                surrogate = max(surrogate, x.clip_c * advantage + 0.0 * ratio)
+            preference = preference - w * surrogate
         if x.ref_logp is not None and x.kl_weights is not None and x.kl_weights[t] != 0:
             gap = (float(x.ref_logp[t]) - logp[t]).clamp(-20, 20)
             preference = preference + float(x.kl_weights[t]) * (gap.exp() - gap - 1)

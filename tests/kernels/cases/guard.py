@@ -34,7 +34,12 @@ def _one(vocab: int, front: bool, mode: str, dtype: torch.dtype) -> None:
     rows = Rows(column(torch.arange(count)), column(torch.tensor([0, vocab - 1])), column())
     stats = RowStats(column(), column(), column(), column())
     loss = LossRows(
-        column(torch.tensor([True, False])), *(column() for _ in range(6)), column(), clip_low=0.2, clip_high=0.2
+        column(torch.tensor([True, False])),
+        *(column() for _ in range(6)),
+        column(),
+        clip_low=0.2,
+        clip_high=0.2,
+        clip_c=3.0,
     )
     step(
         z,

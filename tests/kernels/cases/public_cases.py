@@ -46,6 +46,7 @@ def stream(vocab: int = V, **changes) -> LossInputs:
         ref_logp=near + 0.3 * torch.randn(T, generator=g),
         kl_weights=0.1 * torch.rand(T, generator=g).round(),
         entropy_coef=0.05,
+        clip_c=1.3,
         lam=0.3,
         preference_denominator=5.0,
         anchor_denominator=4.0,

@@ -50,6 +50,7 @@ def mixed(targets: Tensor, tau: Tensor | float = 1.0, **changes) -> LossInputs:
         ref_logp=-8 + torch.randn(count, generator=g),
         kl_weights=torch.rand(count, generator=g) * (torch.arange(count) % 3 > 0),
         entropy_coef=0.1,
+        clip_c=1.3,
         lam=0.3,
         preference_denominator=7.0,
         anchor_denominator=3.0,
