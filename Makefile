@@ -26,7 +26,7 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 train: $(STAMP)
 	$(RUN) -m wavalign_ext.pocket
 	$(RUN) -m verl.trainer.main_ppo +recipe=wavalign $(ARGS)
-	$(RUN) -m wavalign_ext.listen runs/pocket
+	$(RUN) -m wavalign_ext.report.listen runs/pocket
 
 test: $(STAMP)
 	$(RUN) -m pytest -m "not slow and not gpu" $(ARGS)

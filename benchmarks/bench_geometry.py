@@ -2,7 +2,7 @@
 
     python benchmarks/bench_geometry.py [--tokens 1024] [--share 0.6] [--dtype bf16]
 
-Forward and backward through the head as verl runs it here (`wavalign_ext.fused_head`), then the same step with the
+Forward and backward through the head as verl runs it here (`wavalign_ext.integration.fused_head`), then the same step with the
 model's own head: logits stored, a log-softmax for the loss and softmax and log-softmax for the entropy. Each in a
 process of its own; weights are random, embedding and head untied as in VITA-Audio, no optimizer. The naive step runs
 only where its computed need is free. Peak memory is all that the process ever had resident (VmHWM). Writes
@@ -64,7 +64,7 @@ def step(model: Any, head: str, tokens: int, share: float) -> float:
     active = (torch.randperm(tokens, generator=g) < round(tokens * share))[None]
     weights = torch.rand(1, tokens, generator=g)
     if head == "fused":
-        from wavalign_ext.fused_head import FusedHead, Scored
+        from wavalign_ext.integration.fused_head import FusedHead, Scored
 
         fused: Any = FusedHead.install(model, model.config)
         fused.scored = Scored(targets, active, torch.ones(1, tokens), True)

@@ -132,7 +132,7 @@ class Run:
 
 def decoders(config: Any) -> int:
     """Reward workers on the GPU that has most: verl deals them to the nodes, and those of a node share its GPUs."""
-    from wavalign_ext.codec import device_of
+    from wavalign_ext.speech.codecs.base import device_of
 
     device, trainer = device_of(config.wavalign.codec), config.trainer
     if device in (None, "cpu"):
@@ -143,8 +143,8 @@ def decoders(config: Any) -> int:
 
 def decoder_parameters(codec: Any) -> int:
     """Of a codec as a reward worker loads it. Raises ValueError where neither a table nor its folder says it."""
-    from wavalign_ext.codec import device_of
-    from wavalign_ext.loading import Weights
+    from wavalign_ext.checkpoints.strict_loading import Weights
+    from wavalign_ext.speech.codecs.base import device_of
 
     if device_of(codec) is None:
         return 0  # fitted codebooks

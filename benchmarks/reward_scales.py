@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import soxr
 
-from wavalign_ext.asr import write_language_model
-from wavalign_ext.judge_check import shuffled
+from wavalign_ext.checks.judge_check import shuffled
 from wavalign_ext.pocket.voices import ANSWER_VOICE, Voice, speak
 from wavalign_ext.rewards import SpokenAnswer, build_terms
+from wavalign_ext.speech.asr import write_language_model
 
 RESULTS = Path(__file__).with_name("results") / "reward_scales.csv"
 RATE = 16000

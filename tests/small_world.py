@@ -10,10 +10,10 @@ import numpy as np
 import soundfile
 import yaml
 
-from wavalign_ext.layout import load_layout
+from wavalign_ext.data.prepare.setup import Setup, set_up
 from wavalign_ext.pocket.fit import fit_mel_vq, fit_units
 from wavalign_ext.pocket.tokens import build_tokenizer
-from wavalign_ext.prepare.setup import Setup, set_up
+from wavalign_ext.speech.layout import load_layout
 
 RATE, CODES = 16000, 16
 WORDS = "one two three four five six seven eight nine ten is plus you are kind".split()

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 from wavalign_ext.config import SamplesConfig, WavAlignConfig
-from wavalign_ext.samples import SampleWriter
+from wavalign_ext.trainer.rollout_dump import SampleWriter
 
 RATE, CODE_S = 16000, 0.0375
 QUESTIONS = ("three plus four", "the capital of kenya", "the opposite of hot", "after monday comes")

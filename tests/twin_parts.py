@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from wavalign_ext.codec import register_codec
-from wavalign_ext.reward import SpokenRewardManager
 from wavalign_ext.rewards import SpokenAnswer, register_term
+from wavalign_ext.rewards.manager import SpokenRewardManager
+from wavalign_ext.speech.codecs.base import register_codec
 
 
 @register_codec("twin")

@@ -19,8 +19,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from wavalign_ext.layout import Layout, ResolvedLayout, load_layout
-from wavalign_ext.turns import BEGIN, CODE, END, EOS, NEVER, TEXT, kinds_of_ids
+from wavalign_ext.speech.layout import Layout, ResolvedLayout, load_layout
+from wavalign_ext.speech.turn_grammar import BEGIN, CODE, END, EOS, NEVER, TEXT, kinds_of_ids
 
 CODES = 16384
 TEMPERATURE = 0.7  # of the recipes' rollouts

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 # name: (module with a ``main``, what it does)
 COMMANDS = {
-    "prepare": ("wavalign_ext.prepare.command", "spoken dialogues in JSONL to verl's parquet"),
+    "prepare": ("wavalign_ext.data.prepare.command", "spoken dialogues in JSONL to verl's parquet"),
     "pocket": ("wavalign_ext.pocket.__main__", "build the embedded default: voices, codecs, data and a small model"),
-    "doctor": ("wavalign_ext.doctor", "check this machine and a recipe's parts before a run"),
-    "judge": ("wavalign_ext.judge_check", "what a recipe's judges give to known answers, and what they cost"),
-    "listen": ("wavalign_ext.listen", "what a run's model says, as a table and WAV files"),
+    "doctor": ("wavalign_ext.checks.doctor", "check this machine and a recipe's parts before a run"),
+    "judge": ("wavalign_ext.checks.judge_check", "what a recipe's judges give to known answers, and what they cost"),
+    "listen": ("wavalign_ext.report.listen", "what a run's model says, as a table and WAV files"),
     "report": ("wavalign_ext.report", "runs side by side, as one HTML page"),
-    "convert": ("wavalign_ext.convert", "a spoken model's weights to a form that verl and vLLM load"),
-    "export": ("wavalign_ext.export", "a run's checkpoint to a Hugging Face folder"),
+    "convert": ("wavalign_ext.checkpoints.convert", "a spoken model's weights to a form that verl and vLLM load"),
+    "export": ("wavalign_ext.checkpoints.export", "a run's checkpoint to a Hugging Face folder"),
 }
 
 FIRST_RUN = """a first run:

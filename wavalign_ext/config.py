@@ -118,7 +118,7 @@ class MixingConfig(Section):
 
 
 class RoutesConfig(Section):
-    """Which reward terms drive which tokens; see ``wavalign_ext/routes.py``."""
+    """Which reward terms drive which tokens; see ``wavalign_ext/rewards/routing.py``."""
 
     text: list[str] | None = None
     """Names of the terms whose weighted mean drives the text tokens. Null: the total drives them."""
@@ -172,7 +172,7 @@ def _check_term(key: str, term: Any) -> None:
 
 
 class WatchdogConfig(Section):
-    """A run ends when a worker is lost or a step does not end; see ``wavalign_ext/watchdog.py``."""
+    """A run ends when a worker is lost or a step does not end; see ``wavalign_ext/trainer/watchdog.py``."""
 
     check_s: float = Field(default=5.0, gt=0)
     """Seconds between two looks at the workers."""
@@ -227,9 +227,9 @@ class WavAlignConfig(Section):
     update: UpdateConfig = UpdateConfig()
     """How an update computes."""
     hold_schedule: bool = False
-    """Rollouts may only say what the layout's schedule lets come next; see ``wavalign_ext/hold_schedule.py``."""
+    """Rollouts may only say what the layout's schedule lets come next; see ``wavalign_ext/rollout/schedule_logits_processor.py``."""
     seeded_sampling: bool = True
-    """Each rollout has a seed of its own, so that a run can be repeated; see ``wavalign_ext/agent_loop.py``."""
+    """Each rollout has a seed of its own, so that a run can be repeated; see ``wavalign_ext/rollout/agent_loop.py``."""
     watchdog: WatchdogConfig = WatchdogConfig()
     """When a run that waits for ever is ended."""
 

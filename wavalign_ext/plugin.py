@@ -24,7 +24,7 @@ def asked_for() -> bool:
 
 
 def _load() -> None:
-    from wavalign_ext import patches, resolvers
+    from wavalign_ext.integration import patches, resolvers
 
     resolvers.register()
     if asked_for():

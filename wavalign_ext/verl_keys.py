@@ -183,7 +183,7 @@ class ActorKeys(_Read):
 
     @property
     def coefficients(self) -> dict[str, Any]:
-        """Arguments of :class:`wavalign_ext.loss.LossCoefficients`."""
+        """Arguments of :class:`wavalign_ext.method.loss.LossCoefficients`."""
         return {
             "mode": self.policy_loss.loss_mode,
             "clip_low": self.clip_ratio if self.clip_ratio_low is None else self.clip_ratio_low,

@@ -18,13 +18,13 @@ from evidence.plan import PROMPTS
 from tqdm import tqdm
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-from wavalign_ext.advantage import group_advantages
-from wavalign_ext.codec import load_codec
-from wavalign_ext.layout import ResolvedLayout, load_layout
-from wavalign_ext.mixing import MixingController
+from wavalign_ext.method.advantage import group_advantages
+from wavalign_ext.method.mixing import MixingController
 from wavalign_ext.pocket import SAMPLE_RATE, pocket_dir
 from wavalign_ext.pocket.warmstart import sample
 from wavalign_ext.rewards import SpokenAnswer, build_terms
+from wavalign_ext.speech.codecs.base import load_codec
+from wavalign_ext.speech.layout import ResolvedLayout, load_layout
 
 ROLLOUTS, CHANNELS = 4, ("text", "speech")
 SCALE = (1.0, 5.0)

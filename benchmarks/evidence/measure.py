@@ -12,10 +12,10 @@ import numpy as np
 from evidence.plan import Run, read_metrics
 from tqdm import tqdm
 
-from wavalign_ext.asr import load_recognizer, word_error_rate
-from wavalign_ext.codec import load_audio, load_codec
 from wavalign_ext.pocket import SAMPLE_RATE, pocket_dir
 from wavalign_ext.rewards import SpokenAnswer, TermFailed, build_terms
+from wavalign_ext.speech.asr import load_recognizer, word_error_rate
+from wavalign_ext.speech.codecs.base import load_audio, load_codec
 
 # name: (what it is, "up" or "down" for better); the order of the tables.
 MEASURES = {

@@ -71,7 +71,7 @@ def _checkpoints(folder: Path) -> list[int]:
 def _diagnose(run: Run, folder: Path, step: int) -> None:
     from evidence.channels import diagnose
 
-    from wavalign_ext.export import export
+    from wavalign_ext.checkpoints.export import export
     from wavalign_ext.pocket import pocket_dir
 
     kept = folder / f"channels_{step}.json"

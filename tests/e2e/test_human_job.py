@@ -10,7 +10,7 @@ import pytest
 from human import recordings
 from jobs import SMALL, Job
 
-from wavalign_ext.prepare.command import main as prepare
+from wavalign_ext.data.prepare.command import main as prepare
 from wavalign_ext.report import main as report
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]

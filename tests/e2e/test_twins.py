@@ -7,7 +7,7 @@ from jobs import Job
 from transformers import AutoTokenizer
 from twins import TWINS, build_twin, twin_layout, write_rows
 
-from wavalign_ext.layout import BOUNDARY, SPEECH, TEXT, ResolvedLayout
+from wavalign_ext.speech.layout import BOUNDARY, SPEECH, TEXT, ResolvedLayout
 
 pytestmark = pytest.mark.e2e
 PROMPTS, ROLLOUTS, TOKENS = 2, 4, 48

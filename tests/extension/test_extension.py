@@ -17,9 +17,9 @@ import json
 import verl
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from wavalign_ext.codec import load_codec
-from wavalign_ext.layout import load_layout
-from wavalign_ext.preflight import check_config
+from wavalign_ext.speech.codecs.base import load_codec
+from wavalign_ext.speech.layout import load_layout
+from wavalign_ext.checks.preflight import check_config
 from wavalign_ext.rewards import build_terms
 
 with initialize_config_module("verl.trainer.config", version_base=None):
@@ -59,8 +59,8 @@ def test_a_recipe_of_another_package_composes() -> None:
 
 
 def test_its_parts_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wavalign_ext import codec as codecs
     from wavalign_ext.rewards import registry
+    from wavalign_ext.speech.codecs import base as codecs
 
     # Importing the package registers its parts: in this test only, for other tests list what is known.
     monkeypatch.setattr(codecs, "_CODECS", dict(codecs._CODECS))

@@ -1,11 +1,11 @@
-"""The kernel's loss is the trainer's: `wavalign_loss` beside `wavalign_ext.loss.combined_loss`."""
+"""The kernel's loss is the trainer's: `wavalign_loss` beside `wavalign_ext.method.loss.combined_loss`."""
 
 import pytest
 import torch
 from wavalign_kernels import ANCHOR, PREFERENCE, LossInputs, logits_loss
 from wavalign_kernels.records import LOG_RATIO_LIMIT
 
-from wavalign_ext import loss as trainer
+from wavalign_ext.method import loss as trainer
 
 ROWS, V = 40, 300
 

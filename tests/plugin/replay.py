@@ -23,11 +23,17 @@ from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.padding import response_from_nested
 
-from wavalign_ext.anchor import order_for_ranks, padding_row, rows_to_tensordict, split_mini_batches, supervised_row
 from wavalign_ext.config import AnchorConfig, PreferenceConfig
-from wavalign_ext.loss import ROW_FIELDS, LossCoefficients, VerlLoss
-from wavalign_ext.mixing import MixingController
-from wavalign_ext.weights import ANCHOR, PADDING, ROLLOUT, token_weights
+from wavalign_ext.method.anchor import (
+    order_for_ranks,
+    padding_row,
+    rows_to_tensordict,
+    split_mini_batches,
+    supervised_row,
+)
+from wavalign_ext.method.loss import ROW_FIELDS, LossCoefficients, VerlLoss
+from wavalign_ext.method.mixing import MixingController
+from wavalign_ext.method.token_weights import ANCHOR, PADDING, ROLLOUT, token_weights
 
 VOCABULARY, PROMPTS, ROLLOUTS = 64, 4, 3
 

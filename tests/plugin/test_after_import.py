@@ -12,8 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from wavalign_ext import patches
-from wavalign_ext.patches import PatchError, after_import
+from wavalign_ext.integration import patches
+from wavalign_ext.integration.patches import PatchError, after_import
 
 NAME = "module_that_is_waited_for"
 
@@ -119,7 +119,7 @@ def test_a_module_in_the_middle_of_another_thread_s_import_is_waited_for(source:
 
 def test_a_module_in_the_middle_of_its_own_import_is_refused(source: Path) -> None:
     source.write_text(
-        f"from wavalign_ext.patches import after_import\nafter_import({NAME!r}, lambda module: None)\nvalue = 1\n"
+        f"from wavalign_ext.integration.patches import after_import\nafter_import({NAME!r}, lambda module: None)\nvalue = 1\n"
     )
     with pytest.raises(PatchError, match="imports the plugin"):
         importlib.import_module(NAME)

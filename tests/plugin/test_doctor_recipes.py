@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import wavalign_recipes
 
-from wavalign_ext import doctor
+from wavalign_ext.checks import doctor
 
 RECIPES = sorted(path.stem for path in (Path(wavalign_recipes.__path__[0]) / "recipe").glob("*.yaml"))
 CHECKED = {"verl", "torch", "transformers", "plugin", "accelerator", "recipe", "platform", "model", "data", "disk"}

@@ -92,7 +92,7 @@ def test_what_a_recipe_changes_is_on_record(recipes: dict[str, DictConfig], name
 def test_verl_and_wavalign_accept_it(recipes: dict[str, DictConfig], twins: dict[str, Path], name: str) -> None:
     from verl.utils.config import validate_config
 
-    from wavalign_ext.preflight import check_config
+    from wavalign_ext.checks.preflight import check_config
 
     config = recipes[name]
     built = {part: worker_config(config, part) for part in ("actor", "ref", "rollout")}
@@ -145,7 +145,7 @@ def test_nothing_of_the_embedded_default_is_left(recipes: dict[str, DictConfig],
 
 
 def test_a_model_must_be_given() -> None:
-    from wavalign_ext.preflight import Preflight
+    from wavalign_ext.checks.preflight import Preflight
 
     config = composed("+recipe=wavalign_vita_audio", *GIVEN)
     with pytest.raises((SystemExit, MissingMandatoryValue), match=r"actor_rollout_ref\.model\.path"):

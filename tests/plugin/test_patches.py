@@ -12,7 +12,7 @@ import pytest
 PREAMBLE = """
 import os, sys
 os.environ["VERL_PLATFORM"] = "cpu"
-from wavalign_ext import patches
+from wavalign_ext.integration import patches
 removed = {removed!r}
 for table in (patches.ON_IMPORT, patches.ON_IMPORT_ON_CPU):
     table[:] = [(module, action) for module, action in table if action.__name__ != removed]
@@ -103,7 +103,7 @@ def test_what_a_patch_mends_fails_without_it(name: str) -> None:
 
 
 def test_every_entry_has_a_probe() -> None:
-    from wavalign_ext import patches
+    from wavalign_ext.integration import patches
 
     table = patches.ON_IMPORT + patches.ON_IMPORT_ON_CPU
     assert {action.__name__ for _, action in table} | {"alias_vllm_distribution"} == set(PROBES)

@@ -112,7 +112,7 @@ def test_a_run_gains_additions_only(without: dict[str, Any]) -> None:
         "trainers": ["wavalign"],
         "agent loops": ["spoken"],
     }
-    assert set(ours["engine"]) == {"wavalign_ext.engine.WavAlignFSDPEngine"}
+    assert set(ours["engine"]) == {"wavalign_ext.integration.engine.WavAlignFSDPEngine"}
     # What is for the CPU alone stays away from a GPU.
     assert (ours["vllm"], ours["wrapped"]) == (without["vllm"], [False, False])
 
@@ -133,20 +133,20 @@ def broken(folder: Path, module: str) -> dict[str, str]:
 IMPORTS = "import verl, verl.trainer.ppo.core_algos; print('went on')"
 
 
-@pytest.mark.parametrize("module", ["wavalign_ext.patches", "wavalign_ext.advantage"])
+@pytest.mark.parametrize("module", ["wavalign_ext.integration.patches", "wavalign_ext.method.advantage"])
 def test_what_breaks_in_us_does_not_break_plain_verl(tmp_path: Path, module: str) -> None:
     done = python(IMPORTS, **broken(tmp_path, module))
     assert done.returncode == 0 and "went on" in done.stdout, done.stderr[-3000:]
-    assert ("broken on purpose" in done.stderr) == (module == "wavalign_ext.patches")  # the other is never imported
+    assert ("broken on purpose" in done.stderr) == (module == "wavalign_ext.integration.patches")  # the other is never imported
 
 
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("wavalign_ext.patches", "wavalign: the plugin failed to load: ImportError('broken on purpose')"),
+        ("wavalign_ext.integration.patches", "wavalign: the plugin failed to load: ImportError('broken on purpose')"),
         (
-            "wavalign_ext.advantage",
-            "wavalign_ext.patches.PatchError: wavalign: register_estimator, after the import of "
+            "wavalign_ext.method.advantage",
+            "wavalign_ext.integration.patches.PatchError: wavalign: register_estimator, after the import of "
             "verl.trainer.ppo.core_algos: ImportError('broken on purpose')",
         ),
     ],

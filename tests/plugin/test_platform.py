@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from wavalign_ext import hardware, run
 from wavalign_ext.config import ConfigError
+from wavalign_ext.integration import hardware, run
 
 NO_ACCELERATOR = pytest.mark.skipif(hardware.accelerator_visible(), reason="about a machine without an accelerator")
 GPU_RECIPES = (
@@ -30,7 +30,7 @@ import verl.trainer.main_ppo
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.utils.device import auto_set_device, get_device_name, get_vendor
-from wavalign_ext import run
+from wavalign_ext.integration import run
 with initialize_config_module("verl.trainer.config", version_base=None):
     config = compose("ppo_trainer", sys.argv[1:])
 imported = [get_device_name(), get_vendor()]
@@ -151,7 +151,7 @@ def test_what_verl_finds_on_this_machine_is_told(monkeypatch: pytest.MonkeyPatch
 def test_the_cpu_platform_is_never_what_verl_detects() -> None:
     import verl  # noqa: F401  (loads the plugin)
 
-    from wavalign_ext.cpu_platform import PlatformCPU
+    from wavalign_ext.integration.cpu_platform import PlatformCPU
 
     assert not PlatformCPU().is_platform_available(use_smi_check=True)
 

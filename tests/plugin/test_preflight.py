@@ -26,7 +26,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def refusal(config: DictConfig) -> str:
     """The line that the preflight ends with."""
-    from wavalign_ext.preflight import Preflight
+    from wavalign_ext.checks.preflight import Preflight
 
     with pytest.raises(SystemExit) as caught:
         Preflight().on_job_start(config)
@@ -77,7 +77,7 @@ def test_a_bad_value_is_named(pocket: Path, override: str, message: str) -> None
 
 
 def test_the_default_passes(pocket: Path, capsys: pytest.CaptureFixture) -> None:
-    from wavalign_ext.preflight import Preflight
+    from wavalign_ext.checks.preflight import Preflight
 
     Preflight().on_job_start(composed())
     printed = capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_the_default_passes(pocket: Path, capsys: pytest.CaptureFixture) -> None
 
 
 def test_a_finished_run_ends_well_and_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from wavalign_ext.preflight import Preflight
+    from wavalign_ext.checks.preflight import Preflight
 
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
     with pytest.raises(SystemExit) as caught:
@@ -187,7 +187,7 @@ def test_logits_that_are_changed_behind_the_head_are_named(pocket: Path, tmp_pat
 
 @pytest.mark.parametrize("targets", ["all-linear", "[q_proj,v_proj]", ".*proj"])
 def test_adapters_elsewhere_pass(pocket: Path, targets: str) -> None:
-    from wavalign_ext.preflight import Preflight
+    from wavalign_ext.checks.preflight import Preflight
 
     Preflight().on_job_start(composed(*HEAD, f"actor_rollout_ref.model.target_modules={targets}"))
 
@@ -205,7 +205,7 @@ def test_a_plugin_that_fails_stops_the_run_with_its_cause(tmp_path: Path) -> Non
         "import sys\n"
         "class Break:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'wavalign_ext.patches':\n"
+        "        if name == 'wavalign_ext.integration.patches':\n"
         "            raise ImportError('broken on purpose')\n"
         "sys.meta_path.insert(0, Break())\n"
     )

@@ -15,12 +15,12 @@ import yaml
 from omegaconf import OmegaConf
 from verl import DataProto
 
-from wavalign_ext.codecs import load_codec
 from wavalign_ext.config import SamplesConfig, WavAlignConfig
-from wavalign_ext.metrics import reward_metrics
-from wavalign_ext.reward import SpokenRewardManager
 from wavalign_ext.rewards import SpokenAnswer, TermFailed, register_term
-from wavalign_ext.samples import SampleWriter
+from wavalign_ext.rewards.manager import SpokenRewardManager
+from wavalign_ext.speech.codecs import load_codec
+from wavalign_ext.trainer.metrics import reward_metrics
+from wavalign_ext.trainer.rollout_dump import SampleWriter
 
 seen: list[SpokenAnswer] = []
 

@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1 import get_trainer_cls
 
+from wavalign_ext.checks.preflight import Preflight
 from wavalign_ext.config import WatchdogConfig
-from wavalign_ext.mixing import MixingController
-from wavalign_ext.preflight import Preflight
+from wavalign_ext.method.mixing import MixingController
 
 
 def resumed(path: Path) -> MixingController:
@@ -50,7 +50,7 @@ def test_a_damaged_one_is_named(tmp_path: Path, text: str) -> None:
     ("node", "seeded"), [({}, True), ({"seeded_sampling": True}, True), ({"seeded_sampling": False}, False)]
 )
 def test_sampling_is_seeded_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, node: dict, seeded: bool) -> None:
-    from wavalign_ext.agent_loop import SpokenAgentLoop, request_seed
+    from wavalign_ext.rollout.agent_loop import SpokenAgentLoop, request_seed
 
     given: list[dict[str, Any]] = []
 
@@ -68,7 +68,7 @@ def test_the_buffer_is_ours_unless_the_user_has_one() -> None:
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
     from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-    from wavalign_ext.group_filter import ScoredGroups
+    from wavalign_ext.trainer.group_filter import ScoredGroups
 
     class Mine(ReplayBuffer):
         pass
@@ -86,7 +86,7 @@ def test_the_buffer_is_ours_unless_the_user_has_one() -> None:
 
 @pytest.mark.parametrize("colocated", [False, True])
 def test_every_worker_is_watched_whoever_scores(monkeypatch: pytest.MonkeyPatch, colocated: bool) -> None:
-    from wavalign_ext import watchdog
+    from wavalign_ext.trainer import watchdog
 
     names: list[str] = []
 
@@ -143,7 +143,7 @@ TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}{% if polite %}yo
 
 
 def test_held_out_prompts_are_rendered_as_the_rollouts_are(world: Any) -> None:
-    from wavalign_ext.held_out import _target_rows
+    from wavalign_ext.trainer.validation_nll import _target_rows
 
     setup = world.setup()
     setup.tokenizer.chat_template = TEMPLATE

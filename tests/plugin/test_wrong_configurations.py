@@ -177,7 +177,7 @@ def line_of(method: Callable[..., None], config: DictConfig) -> str:
 
 
 def refusal(config: DictConfig) -> str:
-    from wavalign_ext.preflight import Preflight
+    from wavalign_ext.checks.preflight import Preflight
 
     return line_of(Preflight().on_job_start, config)
 
@@ -186,7 +186,7 @@ def refusal(config: DictConfig) -> str:
 def test_a_wrong_configuration_is_named(
     default: DictConfig, overrides: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("wavalign_ext.preflight._build_pocket", lambda _: pytest.fail("it slipped through"))
+    monkeypatch.setattr("wavalign_ext.checks.preflight._build_pocket", lambda _: pytest.fail("it slipped through"))
     key, says = overrides.split()[-1].partition("=")[0], WRONG[overrides]
     line = refusal(changed(default, overrides))
     assert re.search(re.escape(key) + (says if says[0] in "=\\" else f".*{says}"), line), line
@@ -195,7 +195,7 @@ def test_a_wrong_configuration_is_named(
 
 @pytest.mark.parametrize("overrides", RIGHT)
 def test_what_acts_passes(default: DictConfig, overrides: str) -> None:
-    from wavalign_ext.preflight import check_config
+    from wavalign_ext.checks.preflight import check_config
 
     check_config(changed(default, overrides))
 
@@ -290,7 +290,7 @@ def test_any_unknown_key_of_verl_s_nodes_is_named(default: DictConfig, node: str
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_passes_and_has_a_summary(recipe: str) -> None:
-    from wavalign_ext.preflight import _summary, check_config
+    from wavalign_ext.checks.preflight import _summary, check_config
 
     config = composed(f"+recipe={recipe}")
     summary = _summary(config, check_config(config), {"train.parquet": 3})
@@ -317,8 +317,8 @@ def test_whatever_a_check_raises_ends_the_run(
     def breaks(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("wavalign_ext.preflight.check_model", breaks)
-    monkeypatch.setattr("wavalign_ext.preflight._build_pocket", lambda _: None)
+    monkeypatch.setattr("wavalign_ext.checks.preflight.check_model", breaks)
+    monkeypatch.setattr("wavalign_ext.checks.preflight._build_pocket", lambda _: None)
     line = refusal(default)
     assert f"{type(error).__name__} in breaks (test_wrong_configurations.py:" in line
     assert "Traceback" not in capsys.readouterr().err
@@ -328,7 +328,7 @@ def test_whatever_a_check_raises_ends_the_run(
 
 
 def test_an_unreadable_step_number_ends_the_run(default: DictConfig, tmp_path: Path) -> None:
-    from wavalign_ext.preflight import Preflight
+    from wavalign_ext.checks.preflight import Preflight
 
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("forty")
     config = changed(default, f"trainer.default_local_dir={tmp_path}")
@@ -338,7 +338,7 @@ def test_an_unreadable_step_number_ends_the_run(default: DictConfig, tmp_path: P
 def test_every_callback_ends_with_one_line(default: DictConfig) -> None:
     from hydra.experimental.callback import Callback
 
-    from wavalign_ext.preflight import Preflight
+    from wavalign_ext.checks.preflight import Preflight
 
     ours = [name for name in vars(Preflight) if name.startswith("on_")]
     assert set(ours) <= set(vars(Callback))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wavalign_ext.asr import error_rate_name, load_recognizer, word_error_rate, write_language_model
+from wavalign_ext.speech.asr import error_rate_name, load_recognizer, word_error_rate, write_language_model
 
 SENTENCES = ["three plus four is seven", "the opposite of hot is cold", "after monday comes tuesday"]
 

@@ -8,9 +8,9 @@ import pytest
 import soundfile
 import torch
 
-from wavalign_ext import codec as codec_module
-from wavalign_ext.codec import MelVQ, load_audio, load_codec, register_codec
 from wavalign_ext.pocket.fit import fit_mel_vq, fit_units
+from wavalign_ext.speech.codecs import base as codec_module
+from wavalign_ext.speech.codecs.base import MelVQ, load_audio, load_codec, register_codec
 
 RATE = 16000
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from wavalign_ext.codecs import load_codec
-from wavalign_ext.codecs.imports import missing_packages, names_in
-from wavalign_ext.loading import Weights, check
+from wavalign_ext.checkpoints.strict_loading import Weights, check
+from wavalign_ext.speech.codecs import load_codec
+from wavalign_ext.speech.codecs.imports import missing_packages, names_in
 
 
 def buzz(seconds: float, rate: int = 22050) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_the_encoder_is_the_file_s_where_from_pretrained_makes_it_random(glm: Pa
 def test_two_processes_give_equal_codes(glm: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "wave.npy", buzz(2.0))
     code = (
-        "import sys, numpy; from wavalign_ext.codecs import load_codec\n"
+        "import sys, numpy; from wavalign_ext.speech.codecs import load_codec\n"
         "print(load_codec({'type': 'glm4_voice', 'path': sys.argv[1]}).encode(numpy.load(sys.argv[2])))"
     )
     arguments = [sys.executable, "-c", code, str(glm), str(tmp_path / "wave.npy")]

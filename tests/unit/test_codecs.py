@@ -20,8 +20,8 @@ from transformers import (
     XcodecModel,
 )
 
-from wavalign_ext.codecs import codec2, load_codec
-from wavalign_ext.codecs.streams import CodeStreams
+from wavalign_ext.speech.codecs import codec2, load_codec
+from wavalign_ext.speech.codecs.codebook_stream import CodeStreams
 
 
 def buzz(seconds: float, rate: int) -> np.ndarray:
@@ -223,11 +223,11 @@ def test_a_transformers_codec_that_cannot_work_is_refused(tmp_path: Path) -> Non
 def test_a_codec_of_the_user_s_package_is_known_outside_a_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wavalign_ext import codec as registry
+    from wavalign_ext.speech.codecs import base as registry
 
     monkeypatch.setattr(registry, "_CODECS", dict(registry._CODECS))
     (tmp_path / "their_package.py").write_text(
-        "from wavalign_ext.codec import register_codec\n\n@register_codec('theirs')\ndef make(): return 'a codec'\n"
+        "from wavalign_ext.speech.codecs.base import register_codec\n\n@register_codec('theirs')\ndef make(): return 'a codec'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "their_package")

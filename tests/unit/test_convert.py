@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from wavalign_ext import convert, glm4_voice
+from wavalign_ext.checkpoints import convert, glm4_voice
 
 AUDIO = [f"<|audio_{code}|>" for code in range(16384)]
 VITA_NAMES = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_audio|>", "<|end_of_audio|>", *AUDIO]

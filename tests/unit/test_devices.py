@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from wavalign_ext import codec, devices
-from wavalign_ext.prepare import encode
+from wavalign_ext.data.prepare import encode
+from wavalign_ext.speech import devices
+from wavalign_ext.speech.codecs import base as codec
 
 
 @pytest.fixture(autouse=True)

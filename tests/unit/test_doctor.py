@@ -14,9 +14,10 @@ import small_world as small
 import torch
 from omegaconf import OmegaConf
 
-from wavalign_ext import doctor, versions
+from wavalign_ext.checks import doctor
+from wavalign_ext.checks.doctor import FAIL, OK, SKIP, WARN, Finding, Patient
 from wavalign_ext.config import WavAlignConfig
-from wavalign_ext.doctor import FAIL, OK, SKIP, WARN, Finding, Patient
+from wavalign_ext.integration import versions
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import yaml
 from ask_vllm import vllm_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from wavalign_ext import export
-from wavalign_ext.layout import load_layout
+from wavalign_ext.checkpoints import export
+from wavalign_ext.speech.layout import load_layout
 
 LAYOUT = {
     "name": "small",

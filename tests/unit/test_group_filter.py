@@ -14,7 +14,7 @@ def filtered(monkeypatch: pytest.MonkeyPatch, groups: dict[str, list[Any]], metr
     """Prompts that the buffer would evict, of rollouts with these values."""
     import verl  # noqa: F401  (loads the plugin)
 
-    from wavalign_ext import group_filter
+    from wavalign_ext.trainer import group_filter
 
     made: Any = dict(trainer_mode="sync", trainer_config=OmegaConf.create(), max_off_policy_threshold=1)
     made |= dict(max_off_policy_strategy="drop", sampler_kwargs=OmegaConf.create(), refill_fn=lambda count: None)
@@ -53,7 +53,7 @@ def test_a_missing_score_is_no_value(monkeypatch: pytest.MonkeyPatch, metric: st
 def test_validation_is_not_filtered() -> None:
     import verl  # noqa: F401
 
-    from wavalign_ext.group_filter import ScoredGroups
+    from wavalign_ext.trainer.group_filter import ScoredGroups
 
     made: Any = dict(trainer_mode="sync", trainer_config=OmegaConf.create(), max_off_policy_threshold=1)
     buffer = ScoredGroups(**made, max_off_policy_strategy="drop", sampler_kwargs=OmegaConf.create())

@@ -23,7 +23,7 @@ LAYOUT = {
 def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     import transformers
 
-    from wavalign_ext.hold_schedule import HoldSchedule
+    from wavalign_ext.rollout.schedule_logits_processor import HoldSchedule
 
     tokenizer = SimpleNamespace(get_vocab=lambda: {name: n for n, name in enumerate(NAMES)})
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
@@ -65,7 +65,7 @@ def test_requests_keep_their_place(processor: Any) -> None:
 
 
 def test_it_needs_its_layout() -> None:
-    from wavalign_ext.hold_schedule import HoldSchedule
+    from wavalign_ext.rollout.schedule_logits_processor import HoldSchedule
 
     config = SimpleNamespace(model_config=None, additional_config={})
     with pytest.raises(ValueError, match="set wavalign.hold_schedule=true"):

@@ -13,8 +13,8 @@ from aiohttp import web
 from judge_server import JudgeServer, always, says
 from omegaconf import OmegaConf
 
-from wavalign_ext import judge_check
-from wavalign_ext.judge_check import Prices, calibrate, estimate, judges_of, known_pairs, read_answers
+from wavalign_ext.checks import judge_check
+from wavalign_ext.checks.judge_check import Prices, calibrate, estimate, judges_of, known_pairs, read_answers
 
 TARGETS = ["three plus four is seven", "巴黎是法国的首都", "snow is white"]
 

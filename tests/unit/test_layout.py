@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from wavalign_ext.layout import (
+from wavalign_ext.speech.layout import (
     BOUNDARY,
     SPEECH,
     TEXT,
@@ -416,5 +416,5 @@ def test_sources_that_are_no_layout(tmp_path: Path) -> None:
 
 
 def test_it_imports_without_verl_or_triton() -> None:
-    blocked = "import sys; sys.modules.update(verl=None, triton=None); import wavalign_ext.layout"
+    blocked = "import sys; sys.modules.update(verl=None, triton=None); import wavalign_ext.speech.layout"
     subprocess.run([sys.executable, "-c", blocked], check=True)

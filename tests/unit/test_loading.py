@@ -10,8 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, EncodecConfig, EncodecModel, GlmConfig, Qwen2Config
 
-from wavalign_ext.checked_weights import CheckedWeights
-from wavalign_ext.loading import Weights, check_pretrained, load_strictly, pretrained, same_random_state
+from wavalign_ext.checkpoints.strict_loading import (
+    Weights,
+    check_pretrained,
+    load_strictly,
+    pretrained,
+    same_random_state,
+)
+from wavalign_ext.integration.checked_weights import CheckedWeights
 
 SIZES: dict[str, Any] = dict(
     vocab_size=64,

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from wavalign_ext.config import ConfigError
-from wavalign_ext.lora import check_head, check_storage
+from wavalign_ext.integration.lora import check_head, check_storage
 
 
 def config(strategy: str, dtype: str | None, rank: int = 8):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from wavalign_ext.metrics import RolloutBatch, reward_metrics, rollout_metrics
+from wavalign_ext.trainer.metrics import RolloutBatch, reward_metrics, rollout_metrics
 
 
 def test_terms_are_reported_by_name_and_missing_scores_are_a_share_not_a_number() -> None:

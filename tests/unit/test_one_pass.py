@@ -10,11 +10,11 @@ import torch
 from verl.utils import tensordict_utils as tu
 from wavalign_kernels import LossInputs, linear_logprob, wavalign_loss
 
-from wavalign_ext.anchor import padding_row, rows_to_tensordict, supervised_row
 from wavalign_ext.config import AnchorConfig, PreferenceConfig
-from wavalign_ext.fused_head import response_positions
-from wavalign_ext.loss import ROW_FIELDS, LossCoefficients, VerlLoss
-from wavalign_ext.weights import ANCHOR, ROLLOUT, token_weights
+from wavalign_ext.integration.fused_head import response_positions
+from wavalign_ext.method.anchor import padding_row, rows_to_tensordict, supervised_row
+from wavalign_ext.method.loss import ROW_FIELDS, LossCoefficients, VerlLoss
+from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, token_weights
 
 HIDDEN, VOCABULARY = 12, 29
 

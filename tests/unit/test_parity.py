@@ -10,11 +10,11 @@ import random
 import pytest
 import torch
 
-from wavalign_ext.advantage import group_advantages
 from wavalign_ext.config import AnchorConfig, MixingConfig, PreferenceConfig
-from wavalign_ext.loss import LossCoefficients, LossInputs, combined_loss
-from wavalign_ext.mixing import MixingController
-from wavalign_ext.weights import ANCHOR, PADDING, ROLLOUT, token_weights
+from wavalign_ext.method.advantage import group_advantages
+from wavalign_ext.method.loss import LossCoefficients, LossInputs, combined_loss
+from wavalign_ext.method.mixing import MixingController
+from wavalign_ext.method.token_weights import ANCHOR, PADDING, ROLLOUT, token_weights
 
 TEXT, SPEECH, BOUNDARY = "text", "speech", "boundary"
 CODE = {TEXT: 0, SPEECH: 1, BOUNDARY: 2}

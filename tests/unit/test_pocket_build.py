@@ -13,11 +13,11 @@ import pandas
 import pytest
 import soundfile
 
-from wavalign_ext.layout import load_layout
 from wavalign_ext.pocket import ANSWER_CODES, DATA_SOURCE, pocket_dir
 from wavalign_ext.pocket.build import _balanced, _Builder, _load_waves, _save_waves, build
 from wavalign_ext.pocket.domain import items, questions
 from wavalign_ext.pocket.voices import VOICES
+from wavalign_ext.speech.layout import load_layout
 
 STAGES = ("speak", "fit", "encode", "warm_start", "measure")
 
@@ -181,8 +181,8 @@ def test_the_warm_start_leaves_work_for_reinforcement(assets: Path) -> None:
 
 
 def test_a_recording_becomes_a_prompt(assets: Path) -> None:
-    from wavalign_ext.codec import load_audio
     from wavalign_ext.pocket import SAMPLE_RATE, encode_question
+    from wavalign_ext.speech.codecs.base import load_audio
 
     row = pandas.read_parquet(assets / "data" / "val.parquet").iloc[0]
     codes = encode_question(load_audio(assets / row["extra_info"]["question_audio"], SAMPLE_RATE), assets)

@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from wavalign_ext.layout import load_layout
 from wavalign_ext.pocket import ANSWER_CODES, HEARD_UNITS
 from wavalign_ext.pocket.domain import PHRASINGS, items, questions
 from wavalign_ext.pocket.tokens import build_tokenizer
+from wavalign_ext.speech.layout import load_layout
 
 LAYOUT = load_layout("pocket")
 SENTENCES = [text for q in questions() for text in (q.text, q.answer)]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from human import recordings
 
-from wavalign_ext.asr import load_recognizer, word_error_rate
-from wavalign_ext.codec import load_audio
-from wavalign_ext.layout import load_layout
 from wavalign_ext.pocket import SAMPLE_RATE, encode_question, pocket_dir
+from wavalign_ext.speech.asr import load_recognizer, word_error_rate
+from wavalign_ext.speech.codecs.base import load_audio
+from wavalign_ext.speech.layout import load_layout
 
 WORDS = "he was not an ill disposed young man"
 

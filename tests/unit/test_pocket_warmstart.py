@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from wavalign_ext.layout import load_layout
 from wavalign_ext.pocket.domain import questions
 from wavalign_ext.pocket.tokens import build_tokenizer
 from wavalign_ext.pocket.warmstart import Example, WarmStart, _batches, _disturbed, accuracy, new_model, sample, train
+from wavalign_ext.speech.layout import load_layout
 
 TOKENIZER = build_tokenizer([text for q in questions() for text in (q.text, q.answer)], load_layout("pocket"))
 LAYOUT = load_layout("pocket").resolve(TOKENIZER)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from wavalign_ext.prepare.audio import AudioError, Limits, clean, decode
-from wavalign_ext.prepare.encode import fingerprint
+from wavalign_ext.data.prepare.audio import AudioError, Limits, clean, decode
+from wavalign_ext.data.prepare.encode import fingerprint
 
 RATE = 16000
 

@@ -14,7 +14,7 @@ import soundfile
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
-from wavalign_ext.prepare.command import main
+from wavalign_ext.data.prepare.command import main
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 
 def dataset(kind: str, file: Path, world: Any, *more: Path, **spoken: Any) -> Any:
-    from wavalign_ext import dataset as module
+    from wavalign_ext.data import dataset as module
 
     layout = OmegaConf.to_container(OmegaConf.load(world.layout))
     settings = {"layout": layout, "codec": world.codec, "heard_codec": world.heard, **spoken}
@@ -150,8 +150,8 @@ def test_a_broken_recording_names_its_row(made: tuple[Any, Path], tmp_path: Path
 
 def checked(world: Any, file: Path, **data: Any) -> dict[str, int]:
     """The preflight's count of a file's rows."""
+    from wavalign_ext.checks.preflight import check_data
     from wavalign_ext.config import WavAlignConfig
-    from wavalign_ext.preflight import check_data
 
     layout: Any = OmegaConf.to_container(OmegaConf.load(world.layout))
     spoken = {"layout": layout, "codec": world.codec, "heard_codec": world.heard, "audio_root": str(file.parent)}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from wavalign_ext.prepare.files import digest, read_lines, split_off
-from wavalign_ext.prepare.samples import HEARD, SPOKEN, SampleError, parse
+from wavalign_ext.data.prepare.dialogue import HEARD, SPOKEN, SampleError, parse
+from wavalign_ext.data.prepare.files import digest, read_lines, split_off
 
 USER = {"role": "user", "content": "<|audio|>"}
 

@@ -15,11 +15,11 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from wavalign_ext import convert
-from wavalign_ext.layout import load_layout
-from wavalign_ext.prepare.rows import RowMaker
-from wavalign_ext.prepare.samples import SPOKEN, Clip, Sample, Turn, parse
-from wavalign_ext.prepare.setup import Setup
+from wavalign_ext.checkpoints import convert
+from wavalign_ext.data.prepare.dialogue import SPOKEN, Clip, Sample, Turn, parse
+from wavalign_ext.data.prepare.rows import RowMaker
+from wavalign_ext.data.prepare.setup import Setup
+from wavalign_ext.speech.layout import load_layout
 
 AUDIO = [f"<|audio_{code}|>" for code in range(16384)]
 BEGIN, END = "<|begin_of_audio|>", "<|end_of_audio|>"

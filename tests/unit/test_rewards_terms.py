@@ -152,7 +152,7 @@ def test_no_speech_is_the_bottom(name: str, tmp_path: Path) -> None:
 def arguments_of(name: str, folder: Path) -> dict[str, Any]:
     if name != "asr_agreement":
         return {}
-    from wavalign_ext.asr import write_language_model
+    from wavalign_ext.speech.asr import write_language_model
 
     write_language_model([TEXT], folder / "lm.arpa")
     return {"recognizer": {"type": "pocketsphinx", "lm": str(folder / "lm.arpa")}}

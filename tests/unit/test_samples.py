@@ -13,7 +13,7 @@ import synthetic_run as synthetic
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wavalign_ext.config import SamplesConfig, WavAlignConfig
-from wavalign_ext.samples import SampleWriter
+from wavalign_ext.trainer.rollout_dump import SampleWriter
 
 
 def write(folder: Path, board: Path | None, steps: tuple[int, ...] = (0, 5), codec: Any = None) -> None:

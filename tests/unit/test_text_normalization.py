@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavalign_ext.text_normalization import (
+from wavalign_ext.speech.text_normalization import (
     check_language,
     has_phrase,
     normalize_text,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wavalign_ext.layout import Layout, ResolvedLayout
-from wavalign_ext.turns import BEGIN, CODE, END, EOS, NEVER, TEXT, Turns, kinds_of_ids
+from wavalign_ext.speech.layout import Layout, ResolvedLayout
+from wavalign_ext.speech.turn_grammar import BEGIN, CODE, END, EOS, NEVER, TEXT, Turns, kinds_of_ids
 
 CODES = 6
 

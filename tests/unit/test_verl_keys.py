@@ -6,10 +6,10 @@ from typing import Any, get_args
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from wavalign_ext.loss import LossCoefficients
-from wavalign_ext.surrogates import SURROGATES
+from wavalign_ext.method.loss import LossCoefficients
+from wavalign_ext.method.surrogates import SURROGATES
+from wavalign_ext.method.token_weights import AGGREGATIONS
 from wavalign_ext.verl_keys import ACTS, REMEDIES, ActorKeys, PolicyLossKeys, VerlKeys, check_verl_keys, stock_config
-from wavalign_ext.weights import AGGREGATIONS
 
 
 def changed(**keys: Any) -> DictConfig:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from wavalign_ext import versions
 from wavalign_ext.config import ConfigError
+from wavalign_ext.integration import versions
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements" / "cpu.txt"
 

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from wavalign_ext.watchdog import Watchdog, WorkerLost, progress_probe, server_probe
+from wavalign_ext.trainer.watchdog import Watchdog, WorkerLost, progress_probe, server_probe
 
 
 def after(looks: int, problem: str) -> list:
@@ -105,7 +105,7 @@ def test_a_step_has_a_limit() -> None:
 def test_actors_of_ray() -> None:
     import ray
 
-    from wavalign_ext.watchdog import actor_probe
+    from wavalign_ext.trainer.watchdog import actor_probe
 
     @ray.remote(num_cpus=0)
     class Worker:

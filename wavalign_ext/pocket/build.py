@@ -97,9 +97,9 @@ class _Builder:
 
     def fit(self) -> dict[str, Any]:
         """The two codebooks, and the word error rate of a round trip through the answer codec."""
-        from wavalign_ext.asr import load_recognizer, write_language_model
-        from wavalign_ext.codec import SpeechCodec, load_codec
         from wavalign_ext.pocket.fit import fit_mel_vq, fit_units, round_trip_wer
+        from wavalign_ext.speech.asr import load_recognizer, write_language_model
+        from wavalign_ext.speech.codecs.base import SpeechCodec, load_codec
 
         heard = [wave for voice, _, wave in self.utterances() if voice.role in (WARM, RL)]
         random.Random(SEED).shuffle(heard)
@@ -132,9 +132,9 @@ class _Builder:
         """Tokenizer, verl's parquet files with their audio, and the examples of the warm start."""
         import torch
 
-        from wavalign_ext.codec import load_codec
-        from wavalign_ext.layout import load_layout
         from wavalign_ext.pocket.tokens import build_tokenizer
+        from wavalign_ext.speech.codecs.base import load_codec
+        from wavalign_ext.speech.layout import load_layout
 
         layout = load_layout("pocket")
         tokenizer = build_tokenizer([text for q in questions() for text in (q.text, q.answer)], layout)
@@ -160,7 +160,7 @@ class _Builder:
     def _write_rows(self, split: str, spoken: list[tuple], answers: list[list[int]], first: int) -> None:
         import pandas
 
-        from wavalign_ext.layout import TokenRange, load_layout
+        from wavalign_ext.speech.layout import TokenRange, load_layout
 
         heard = load_layout("pocket").heard
         assert isinstance(heard, TokenRange) and heard.pattern is not None
@@ -205,8 +205,8 @@ class _Builder:
         import torch
         from transformers import AutoTokenizer
 
-        from wavalign_ext.layout import load_layout
         from wavalign_ext.pocket.warmstart import Example
+        from wavalign_ext.speech.layout import load_layout
 
         tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
         layout = load_layout("pocket").resolve(tokenizer)
@@ -228,8 +228,8 @@ class _Builder:
         import torch
         from transformers import AutoTokenizer
 
-        from wavalign_ext.layout import load_layout
         from wavalign_ext.pocket.warmstart import WarmStart, accuracy, new_model, train
+        from wavalign_ext.speech.layout import load_layout
 
         torch.set_flush_denormal(True)
         tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
@@ -252,8 +252,8 @@ class _Builder:
         import torch
         from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-        from wavalign_ext.layout import load_layout
         from wavalign_ext.pocket.warmstart import accuracy
+        from wavalign_ext.speech.layout import load_layout
 
         torch.manual_seed(SEED)
         tokenizer = AutoTokenizer.from_pretrained(self.work / "model")

@@ -8,9 +8,9 @@ import torch
 from sklearn.cluster import KMeans
 from tqdm import tqdm
 
-from wavalign_ext.asr import Recognizer, word_error_rate
-from wavalign_ext.codec import MelVQ, SpeechCodec, Units, save_codebook
 from wavalign_ext.pocket import ANSWER_CODES, HEARD_UNITS, SAMPLE_RATE
+from wavalign_ext.speech.asr import Recognizer, word_error_rate
+from wavalign_ext.speech.codecs.base import MelVQ, SpeechCodec, Units, save_codebook
 
 MOST_FRAMES, ROUNDS = 30_000, 15
 

@@ -2,7 +2,7 @@
 
 from transformers import AddedToken, Qwen2Tokenizer
 
-from wavalign_ext.layout import Layout, TokenRange
+from wavalign_ext.speech.layout import Layout, TokenRange
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from wavalign_ext.layout import ResolvedLayout
+from wavalign_ext.speech.layout import ResolvedLayout
 
 
 @dataclass(frozen=True)

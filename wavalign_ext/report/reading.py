@@ -144,7 +144,7 @@ def _config(folder: Path, notices: list[str]) -> tuple[Any, list[str]]:
     """Hydra's configuration, unresolved, and what was overridden."""
     from omegaconf import OmegaConf
 
-    from wavalign_ext import resolvers
+    from wavalign_ext.integration import resolvers
 
     resolvers.register()
     try:

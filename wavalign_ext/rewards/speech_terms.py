@@ -26,8 +26,8 @@ class SpeechQuality:
     """
 
     def __init__(self, scale: Scale, device: str = "cpu") -> None:
-        from wavalign_ext.devices import choose
-        from wavalign_ext.loading import Weights, check
+        from wavalign_ext.checkpoints.strict_loading import Weights, check
+        from wavalign_ext.speech.devices import choose
 
         self.scale, self.device, self._thread = scale, choose(device), ModelThread()
         distillmos = optional_module("distillmos", "speech_quality", "distillmos xls-r-sqa")
@@ -62,8 +62,8 @@ class Speaker:
     """
 
     def __init__(self, scale: Scale, other: float = 0.5, device: str = "cpu") -> None:
-        from wavalign_ext.devices import choose
-        from wavalign_ext.loading import Weights, check
+        from wavalign_ext.checkpoints.strict_loading import Weights, check
+        from wavalign_ext.speech.devices import choose
 
         if isinstance(other, bool) or not isinstance(other, int | float) or not -1 <= other < 1:
             raise ValueError(f"speaker other={other!r} is not allowed: a cosine in [-1, 1)")

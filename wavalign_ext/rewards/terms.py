@@ -5,11 +5,18 @@ from typing import Any
 
 import jiwer
 
-from wavalign_ext.asr import error_rate_name, load_recognizer, word_error_rate
 from wavalign_ext.rewards.answer import SpokenAnswer
 from wavalign_ext.rewards.models import ModelThread, SentenceEmbedder
 from wavalign_ext.rewards.registry import Scale, TermFailed, on_scale, register_term
-from wavalign_ext.text_normalization import check_language, has_phrase, normalize_text, readings, same_text, text_tokens
+from wavalign_ext.speech.asr import error_rate_name, load_recognizer, word_error_rate
+from wavalign_ext.speech.text_normalization import (
+    check_language,
+    has_phrase,
+    normalize_text,
+    readings,
+    same_text,
+    text_tokens,
+)
 
 MODES = ("partial", "exact", "keywords", "embedding")
 

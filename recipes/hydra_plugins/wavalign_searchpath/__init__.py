@@ -17,7 +17,7 @@ class WavAlignSearchPath(SearchPathPlugin):
 
 
 def _hardware() -> str:
-    from wavalign_ext import hardware, run
+    from wavalign_ext.integration import hardware, run
 
     run.require_plugin()
     return hardware.preset()

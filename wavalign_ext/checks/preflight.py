@@ -1,0 +1,249 @@
+"""What is checked, built and printed before Ray starts: a Hydra callback that the recipes install.
+
+A bad value ends the run here with one line that names it; Hydra only warns about a callback's ordinary exceptions, so
+whatever a check raises leaves as a :class:`SystemExit`. With ``HYDRA_FULL_ERROR=1`` its traceback is printed as well.
+"""
+
+import functools
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from wavalign_ext.checks.preflight_data import as_list, check_data
+from wavalign_ext.checks.preflight_model import check_model
+from wavalign_ext.config import ConfigError, WavAlignConfig
+from wavalign_ext.integration import run
+from wavalign_ext.schema import one_line, refusal
+from wavalign_ext.verl_keys import VerlKeys, check_verl_keys, stock_config
+
+__all__ = ["Preflight", "check_config", "check_data", "check_model"]
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def ends_with_one_line(method: F) -> F:
+    """Whatever ``method`` raises ends the run with one line.
+
+    What a check says to the user is a ValueError, OSError or ImportError. Anything else was not foreseen, and the line
+    says what it is and where it came up.
+    """
+
+    @functools.wraps(method)
+    def checked(*args: Any, **kwargs: Any) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                traceback.print_exc()
+            raise SystemExit(f"wavalign: {_line(error)}") from error
+
+    return checked  # type: ignore[return-value]
+
+
+def _line(error: Exception) -> str:
+    text = one_line(str(error))
+    if text and isinstance(error, ValueError | OSError | ImportError):
+        return text
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{where.name} ({Path(where.filename).name}:{where.lineno})"
+    return f"{type(error).__name__} in {place}: {text or 'no message'}. HYDRA_FULL_ERROR=1 shows how it came there"
+
+
+class Preflight(Callback):
+    """``hydra.callbacks.wavalign`` of every WavAlign recipe."""
+
+    @ends_with_one_line
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Before Hydra writes this start's configuration over that of a run that has ended."""
+        _stop_if_finished(config)
+
+    @ends_with_one_line
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Check ``config`` whole. Ends the process with one line on the first thing that cannot work."""
+        run.begin(config)
+        wav = check_config(config)
+        _check_given(config)
+        _build_pocket(config)
+        tokenizer = check_model(config, wav)
+        rows = check_data(config, wav, tokenizer)
+        print(_summary(config, wav, rows), flush=True)
+
+    @ends_with_one_line
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
+        """Say where the results are."""
+        folder = config.trainer.default_local_dir
+        print(f"wavalign: results in {folder}: rollouts/ and validation/ (text, scores, WAV), tensorboard/", flush=True)
+
+
+def _stop_if_finished(config: DictConfig) -> None:
+    """End well, before Ray starts, when the run would resume after its last step."""
+    trainer = config.trainer
+    if trainer.val_only:
+        return
+    latest = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"  # written by verl
+    asked = trainer.total_training_steps
+    if trainer.resume_mode != "auto" or not isinstance(asked, int) or not latest.is_file():
+        return
+    text = latest.read_text().strip()
+    if not text.isdecimal():
+        why = "verl writes the number of the last step there. Correct it, or give trainer.experiment_name=NAME"
+        raise ConfigError(refusal(str(latest), text, why))
+    if int(text) >= asked:
+        print(
+            f"wavalign: {trainer.default_local_dir} has {text} steps and trainer.total_training_steps={asked} asks for "
+            f"no more. To go on, raise it above {text}; to start anew, give trainer.experiment_name=NAME",
+            flush=True,
+        )
+        raise SystemExit(0)
+
+
+def check_config(config: DictConfig) -> WavAlignConfig:
+    """Check our keys, and those of verl's that the method depends on. Raises :class:`ConfigError`."""
+    node: Any = config.get("wavalign")
+    wav = WavAlignConfig.from_mapping(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
+    keys = VerlKeys.of(config)
+    for rules in (_trainer_rules, _loss_rules, _correction_rules):
+        for key, (ok, why) in rules(wav, keys).items():
+            if not ok:
+                raise ConfigError(refusal(key, OmegaConf.select(config, key), why))
+    check_verl_keys(config)
+    return wav
+
+
+Rules = dict[str, tuple[bool, str]]  # by key: whether its value can stand, and what to do where it cannot
+
+
+def _trainer_rules(wav: WavAlignConfig, keys: VerlKeys) -> Rules:
+    trainer, algorithm, rollout = keys.trainer, keys.algorithm, keys.actor_rollout_ref.rollout
+    rloo = "rloo" in algorithm.adv_estimator
+    return {
+        "trainer.use_v1": (trainer.use_v1, "the trainer wavalign is one of verl's V1 trainers: set it to true"),
+        "trainer.v1.trainer_mode": (trainer.v1.trainer_mode == "wavalign", "set it to wavalign, as the recipes do"),
+        "algorithm.adv_estimator": (
+            algorithm.adv_estimator == "wavalign",
+            "use wavalign with trainer_mode=wavalign" + ", and wavalign.preference.advantage=rloo" * rloo,
+        ),
+        "reward.reward_manager.source": (
+            keys.reward.reward_manager.source == "importlib",
+            "only SpokenRewardManager, or a class of yours derived from it, scores speech: set it to importlib",
+        ),
+        "trainer.critic_warmup": (trainer.critic_warmup == 0, "there is no critic: set it to 0"),
+        "actor_rollout_ref.actor.strategy": (
+            trainer.device != "cpu" or keys.actor_rollout_ref.actor.strategy == "fsdp2",
+            "on a CPU there is an engine for fsdp2 only",
+        ),
+        "actor_rollout_ref.rollout.n": (
+            rollout.n >= 2 or not wav.uses_preference,
+            "an advantage compares at least 2 rollouts of a prompt",
+        ),
+        "trainer.val_before_train": (
+            trainer.val_before_train or not trainer.val_only,
+            "trainer.val_only ends the run after that validation, and without it verl trains: set it to true",
+        ),
+        "algorithm.filter_groups.metric": (
+            not (algorithm.filter_groups and algorithm.filter_groups.enable)
+            or algorithm.filter_groups.metric in wav.reward.group_metrics,
+            f"one of {', '.join(wav.reward.group_metrics)}",
+        ),
+    }
+
+
+def _loss_rules(wav: WavAlignConfig, keys: VerlKeys) -> Rules:
+    actor, stock = keys.actor_rollout_ref.actor, VerlKeys.of(stock_config()).actor_rollout_ref.actor
+    mode, kl = actor.policy_loss.loss_mode, wav.kl
+    return {
+        "actor_rollout_ref.actor.use_kl_loss": (
+            actor.use_kl_loss or kl.text == kl.speech == 0,
+            f"wavalign.kl (text {kl.text}, speech {kl.speech}) needs a reference policy: set it to true, or both "
+            "coefficients to 0",
+        ),
+        "actor_rollout_ref.actor.clip_ratio": (
+            None in (actor.clip_ratio_low, actor.clip_ratio_high)
+            or actor.clip_ratio in (stock.clip_ratio, actor.clip_ratio_low, actor.clip_ratio_high),
+            "clip_ratio_low and clip_ratio_high go before it: set these, or set them to null",
+        ),
+        "actor_rollout_ref.actor.clip_ratio_c": (
+            mode == "vanilla" or actor.clip_ratio_c == stock.clip_ratio_c,
+            f"the dual clip is part of policy_loss.loss_mode=vanilla, not of {mode}: leave it at {stock.clip_ratio_c}",
+        ),
+        "actor_rollout_ref.actor.policy_loss.loss_mode": (
+            mode != "geo_mean" or not wav.reward.routed or wav.preference.tokens != "all",
+            "it has one advantage per answer, but wavalign.reward.routes gives text and speech one each: choose gspo, "
+            "or take the routes out",
+        ),
+        "actor_rollout_ref.actor.loss_scale_factor": (
+            actor.loss_scale_factor is None or actor.loss_agg_mode == "seq-mean-token-sum-norm",
+            "it divides the sums of loss_agg_mode=seq-mean-token-sum-norm: choose that, or set it to null",
+        ),
+        "actor_rollout_ref.actor.shuffle": (
+            not actor.shuffle,
+            "each rank would shuffle by itself and tear mini-batches apart: set it to false",
+        ),
+        "algorithm.use_kl_in_reward": (
+            not keys.algorithm.use_kl_in_reward,
+            "use wavalign.kl, which knows the modalities, and set this to false",
+        ),
+    }
+
+
+def _correction_rules(_: WavAlignConfig, keys: VerlKeys) -> Rules:
+    given, logp = keys.algorithm.rollout_correction, keys.actor_rollout_ref.rollout.calculate_log_probs
+    node = "algorithm.rollout_correction"
+    return {
+        f"{node}.rollout_is": (given.rollout_is is None, "the trainer wavalign does not apply it: set it to null"),
+        f"{node}.rollout_rs": (
+            given.rollout_rs is None or (logp and not given.bypass_mode),
+            "it compares rollout.calculate_log_probs=true with log-probs that bypass_mode=true does not compute: "
+            "change these, or set it to null",
+        ),
+        f"{node}.rollout_rs_threshold": (
+            given.rollout_rs_threshold is None or given.rollout_rs is not None,
+            "it is the threshold of rollout_rs, which is null: set both or neither",
+        ),
+        f"{node}.bypass_mode": (
+            not given.bypass_mode or logp,
+            "the rollout's log-probs take the place of the old ones: set rollout.calculate_log_probs=true",
+        ),
+    }
+
+
+def _check_given(config: DictConfig) -> None:
+    """Refuse what a recipe leaves to the user with ???."""
+    missing = sorted(OmegaConf.missing_keys(config.wavalign))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)}: the recipe leaves this to you: give it on the command line")
+
+
+def _build_pocket(config: DictConfig) -> None:
+    """Build the embedded default, unless it is there or nothing in the run uses it."""
+    from wavalign_ext import pocket
+
+    folder = str(pocket.pocket_dir())
+    used = [config.actor_rollout_ref.model.path, *as_list(config.data.train_files), *as_list(config.data.val_files)]
+    if any(str(path).startswith(folder) for path in used):
+        from wavalign_ext.pocket.build import build
+
+        build()
+
+
+def _summary(config: DictConfig, wav: WavAlignConfig, rows: dict[str, int]) -> str:
+    rollout, actor, layout = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor, wav.layout
+    mixing = f"fixed {wav.mixing.value}" if wav.mixing.type == "fixed" else f"adaptive, at most {wav.mixing.lambda_max}"
+    preference = f"{wav.preference.advantage}, {actor.policy_loss.loss_mode}, on {wav.preference.tokens} tokens"
+    lines = {
+        "model": config.actor_rollout_ref.model.path,
+        "layout": layout if isinstance(layout, str) else layout.get("name"),
+        "data": ", ".join(f"{Path(name).name} {count} rows" for name, count in rows.items()),
+        "rollouts": f"{config.data.train_batch_size} prompts × {rollout.n} at temperature {rollout.temperature}",
+        "preference": f"{preference}, KL text {wav.kl.text}, speech {wav.kl.speech}",
+        "anchor": f"{wav.anchor.tokens} tokens" if wav.uses_anchor else "off (λ = 1)",
+        "λ": mixing,
+        "reward": ", ".join(f"{name} {term.get('weight', 1)}" for name, term in wav.reward.terms.items()),
+        "output": config.trainer.default_local_dir,
+    }
+    return "\n".join(f"wavalign: {name:<11}{value}" for name, value in lines.items())

@@ -1,0 +1,1 @@
+"""Data: verl's dataset of spoken dialogues, and what prepares it."""

@@ -1,0 +1,220 @@
+"""``wavalign prepare FILE.jsonl --out DIR``: see :mod:`wavalign_ext.data.prepare`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wavalign_ext.data.prepare.audio import Limits
+
+ABOUT = """Spoken dialogues in JSONL to verl's parquet. A line has: messages (chat messages, <|audio|> where a recording
+belongs), audios (the files, in that order), target_text and target_audio (the answer), and optionally question_text,
+keywords (words that a right answer has), task_type, data_source, id. The field names of the public WavAlign release,
+such as sft_target_text and sft_target_audio, are understood. Every line is checked; a second run encodes only what is
+new. See docs/data.md."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: written; 1: lines are wrong (and were not to be skipped) or none is left; 2: wrong arguments."""
+    args = _parser().parse_args(argv)
+    try:
+        return _run(args)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"wavalign: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="wavalign prepare", description=ABOUT)
+    parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="a dialogue per line")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="parquet, audio and the cache go here")
+    parser.add_argument("--layout", default="pocket", metavar="NAME", help="or its YAML file (default: %(default)s)")
+    parser.add_argument("--tokenizer", metavar="PATH", help="folder of the model; pocket has its own")
+    parser.add_argument("--codec", metavar="YAML", help="as wavalign.codec: '{type: transformers, path: …}', or a file")
+    parser.add_argument("--heard-codec", metavar="YAML", help="of the user's speech, where it is another one")
+    parser.add_argument("--trust-remote-code", action="store_true", help="let the tokenizer run code of its folder")
+    parser.add_argument(
+        "--audio-root", type=Path, metavar="DIR", help="where relative paths start; default: the folder of FILE.jsonl"
+    )
+    parser.add_argument(
+        "--system", metavar="TEXT", help="system message of dialogues without one; default: the layout's"
+    )
+    parser.add_argument("--data-source", metavar="NAME", help="data_source of lines without one; default: FILE")
+    parser.add_argument(
+        "--val-share", type=_share, default=0.05, metavar="SHARE", help="held out as val.parquet (default: %(default)s)"
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave wrong lines out and list them in rejects.jsonl")
+    parser.add_argument("--show", type=int, default=50, metavar="N", help="wrong lines shown (default: %(default)s)")
+    parser.add_argument(
+        "--max-seconds", type=float, default=Limits.longest_s, metavar="S", help="longest clip (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--trim-db",
+        type=float,
+        default=Limits.trim_db,
+        metavar="DB",
+        help="silence at the ends is what stays this far below the peak; 0: no trimming (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-prompt-length", type=int, metavar="TOKENS", help="as data.max_prompt_length; default: any length"
+    )
+    parser.add_argument(
+        "--max-response-length",
+        type=int,
+        metavar="TOKENS",
+        help="as data.max_response_length; default: any length",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes; default: 2 for each GPU of a codec that uses it, else the cores",
+    )
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not args.file.is_file():
+        raise ValueError(f"{str(args.file)!r} is not a file: give JSONL, a dialogue per line")
+    if args.jobs is not None and args.jobs < 1:
+        raise ValueError(f"--jobs={args.jobs} is not allowed: at least 1")
+    from wavalign_ext.data.prepare.files import read_lines, write_rejects
+    from wavalign_ext.data.prepare.setup import set_up
+
+    setup = set_up(args.layout, args.tokenizer, args.codec, args.heard_codec, args.trust_remote_code)
+    lines = list(read_lines(args.file))
+    args.out.mkdir(parents=True, exist_ok=True)
+    encoded = _encode(args, setup, lines)
+    made = _make_rows(args, setup, lines, encoded)
+    bad = [line for line in lines if line.problems]
+    _say_bad(args, bad)
+    if bad and not args.skip_bad:
+        print("wavalign: nothing was written: correct these lines, or leave them out with --skip-bad", file=sys.stderr)
+        return 1
+    if not made:
+        print(f"wavalign: {args.file} has no line that can be used: nothing was written", file=sys.stderr)
+        return 1
+    if bad:
+        write_rejects(args.out / "rejects.jsonl", bad)
+    else:
+        (args.out / "rejects.jsonl").unlink(missing_ok=True)  # of an earlier run
+    _write(args, made)
+    _say_next(args, lines, made, setup.layout.layout.name)
+    return 0
+
+
+def _encode(args: argparse.Namespace, setup: Any, lines: list[Any]) -> dict[Any, Any]:
+    """Every clip once, and how fast it went."""
+    from wavalign_ext.data.prepare.encode import Encoder, default_jobs, encode_all, fingerprint, note_versions
+
+    jobs = list(dict.fromkeys(job for line in lines if line.sample for job in _jobs(args, line.sample).values() if job))
+    prints = {role: fingerprint(spec) for role, spec in setup.specs.items()}
+    encoder = Encoder(args.out, setup.specs, prints, Limits(args.max_seconds, args.trim_db))
+    stale = note_versions(args.out, setup.specs, prints)
+    if stale:
+        print(f"wavalign: {stale}: every recording that was not encoded so is encoded again", flush=True)
+    processes = args.jobs or default_jobs(setup.specs)
+    began = time.monotonic()
+    found = dict(encode_all(jobs, encoder, processes))
+    wall_s = time.monotonic() - began
+    done = [one for one in found.values() if not isinstance(one, str)]
+    new_s = sum(one.seconds for one in done if not one.cached)
+    new, old = (sum(one.cached == cached for one in done) for cached in (False, True))
+    speed = f", {new_s:.1f} s of speech in {wall_s:.1f} s: {new_s / max(wall_s, 1e-9):.1f} × real time"
+    how = f"{speed} with {processes} jobs" if new else ""
+    print(f"wavalign: {new} clips encoded{how}; {old} were there already", flush=True)
+    return found
+
+
+def _jobs(args: argparse.Namespace, sample: Any) -> dict[str, Any]:
+    """By the clip's name; None for a clip that is not a file's path."""
+    from wavalign_ext.data.prepare.encode import Job
+
+    root = args.audio_root or args.file.parent
+    paths = {clip: str(root / clip.source) if isinstance(clip.source, str) else None for clip in sample.clips}
+    return {clip.name: Job(path, clip.role) if path else None for clip, path in paths.items()}
+
+
+def _make_rows(args: argparse.Namespace, setup: Any, lines: list[Any], encoded: dict[Any, Any]) -> list[Any]:
+    """(line, what its row is made of, its clips) of every good line; the others are told what is wrong."""
+    from wavalign_ext.data.prepare.dialogue import SampleError
+    from wavalign_ext.data.prepare.rows import RowMaker
+
+    maker = RowMaker(setup, args.system, args.max_prompt_length, args.max_response_length)
+    made = []
+    for line in lines:
+        if line.sample is None:
+            continue
+        found = {name: encoded.get(job, "it is no path: name a file") for name, job in _jobs(args, line.sample).items()}
+        sources = {clip.name: clip.source for clip in line.sample.clips}
+        line.problems += [SampleError(name, sources[name], why) for name, why in found.items() if isinstance(why, str)]
+        if line.problems:
+            continue
+        try:
+            codes = {name: one.codes for name, one in found.items()}
+            made.append((line, maker(line.sample, codes), found))
+        except SampleError as error:
+            line.problems.append(error)
+    return made
+
+
+def _write(args: argparse.Namespace, made: list[Any]) -> None:
+    from wavalign_ext.data.prepare.files import digest, split_off, write_parquet
+    from wavalign_ext.data.prepare.rows import last_heard, verl_row
+
+    held_out = split_off([digest(checked.prompt) for _, checked, _ in made], args.val_share)
+    rows: dict[str, list[Any]] = {"train": [], "val": []}
+    for position, (line, checked, clips) in enumerate(made):
+        split = "val" if position in held_out else "train"
+        info = {
+            "index": line.number,
+            "split": split,
+            "question_audio": clips[last_heard(line.sample)].audio,
+            "answer_audio": clips[line.sample.target.name].audio,
+        }
+        rows[split].append(verl_row(line.sample, checked, info, args.data_source or args.file.stem))
+    for split, some in rows.items():
+        if some:
+            write_parquet(args.out / f"{split}.parquet", some)
+        else:
+            (args.out / f"{split}.parquet").unlink(missing_ok=True)  # of an earlier run
+    print(f"wavalign: {args.out}: " + ", ".join(f"{split}.parquet {len(some)} rows" for split, some in rows.items()))
+
+
+def _say_bad(args: argparse.Namespace, bad: list[Any]) -> None:
+    for line in bad[: args.show]:
+        for problem in line.problems:
+            print(f"wavalign: {args.file}, line {line.number}, {problem}", file=sys.stderr)
+    if bad:
+        more = f"; {len(bad) - args.show} not shown (--show)" if len(bad) > args.show else ""
+        where = f", left out: see {args.out / 'rejects.jsonl'}" if args.skip_bad else ""
+        print(f"wavalign: {len(bad)} lines are wrong{more}{where}", file=sys.stderr)
+
+
+def _say_next(args: argparse.Namespace, lines: list[Any], made: list[Any], layout: str) -> None:
+    """The longest lengths, fields that nobody reads, and the command that trains on the files."""
+    longest = [max(getattr(checked, name) for _, checked, _ in made) for name in ("prompt_tokens", "target_tokens")]
+    ignored = sorted({name for line in lines if line.sample for name in line.sample.ignored})
+    if ignored:
+        print(f"wavalign: fields that nothing reads: {', '.join(ignored)}")
+    files = {split: str(args.out / f"{split}.parquet") for split in ("train", "val")}
+    if not Path(files["val"]).is_file():
+        print("wavalign: no validation rows: verl wants some (--val-share)")
+        files["val"] = "OTHER.parquet"
+    # Other models have recipes of their own, with the layout and the codec in them.
+    recipe = "+recipe=wavalign" if layout == "pocket" else "+recipe=YOUR_RECIPE"
+    print(
+        "wavalign: train on it with\n"
+        f"  python -m verl.trainer.main_ppo {recipe} \\\n"
+        f"    data.train_files={files['train']} data.val_files={files['val']} wavalign.audio_root={args.out} \\\n"
+        f"    data.max_prompt_length={longest[0]} data.max_response_length={longest[1]}  # the longest found; no less"
+    )
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed: a number in [0, 1)")
+    return share

@@ -1,0 +1,93 @@
+"""Rows of parquet that still hold recordings, encoded when they are loaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wavalign_ext.data.prepare.audio import AudioError, Limits, clean, decode
+from wavalign_ext.data.prepare.dialogue import Clip, SampleError, parse
+from wavalign_ext.data.prepare.rows import RowMaker
+from wavalign_ext.data.prepare.setup import assemble
+from wavalign_ext.speech.codecs import load_codec
+from wavalign_ext.speech.codecs.base import SpeechCodec
+from wavalign_ext.speech.layout import load_layout
+
+SETTINGS = ("layout", "codec", "heard_codec", "audio_root")
+TARGET_AUDIO = "target_audio"
+
+
+class RawRows:
+    """Turns ``prompt`` with <|audio|> and ``audios``, ``target_text`` and ``target_audio`` into what is trained on.
+
+    Args:
+        settings: ``layout``, ``codec``, ``heard_codec`` (null: the same), ``audio_root``, as under ``wavalign``.
+        tokenizer: of the model.
+        audio_key: the column of the user's recordings.
+        longest_target: in tokens; None allows any. verl itself sees to the prompts.
+
+    Raises:
+        ValueError: a setting is missing or not known, or they do not belong together.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any] | None,
+        tokenizer: Any,
+        audio_key: str = "audios",
+        longest_target: int | None = None,
+    ) -> None:
+        given = {name: value for name, value in (settings or {}).items() if value is not None}
+        wrong = [name for name in given if name not in SETTINGS] + [n for n in ("layout", "codec") if n not in given]
+        if wrong:
+            remedy = "+data.spoken='{layout: ${wavalign.layout}, codec: ${wavalign.codec}}'"
+            raise ValueError(f"data.spoken={dict(given)}: {wrong[0]!r} is missing or not known: set {remedy}")
+        self.setup = assemble(load_layout(given["layout"]), tokenizer, given["codec"], given.get("heard_codec"))
+        self.root, self.audio_key = Path(given.get("audio_root") or "."), audio_key
+        self._maker, self._limits = RowMaker(self.setup, longest_target=longest_target), Limits()
+        self._codecs: dict[str, SpeechCodec] = {}
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """``prompt``, ``target_text`` and ``target_speech`` of a row; one without recordings stays as it is.
+
+        Raises:
+            ValueError: the row's ``extra_info.index``, the field and what is wrong with it.
+        """
+        names = ("prompt", "target_text", "target_speech")
+        if not row.get(self.audio_key):
+            return {name: row.get(name) for name in names}
+        ready = row.get("target_speech")
+        target = row.get(TARGET_AUDIO) if ready is None else "target_speech"
+        record = {"messages": row["prompt"], "audios": list(row[self.audio_key]), "target_text": row.get("target_text")}
+        try:
+            sample = parse(record | {TARGET_AUDIO: target})
+            codes = {
+                clip.name: np.array(ready) if clip is sample.target and ready is not None else self._encode(clip)
+                for clip in sample.clips
+            }
+            made = self._maker(sample, codes)
+        except SampleError as error:
+            index = (row.get("extra_info") or {}).get("index")
+            raise ValueError(f"the row with extra_info.index={index}, {error}") from error
+        return dict(zip(names, (made.prompt, made.target_text, made.target_speech), strict=True))
+
+    def _encode(self, clip: Clip) -> np.ndarray:
+        if clip.role not in self._codecs:
+            self._codecs[clip.role] = load_codec(self.setup.specs[clip.role])
+        codec = self._codecs[clip.role]
+        try:
+            codes = codec.encode(clean(*self._samples(clip.source), codec.sample_rate, self._limits))
+        except (AudioError, OSError) as error:
+            shown = clip.source if isinstance(clip.source, str) else type(clip.source).__name__
+            raise SampleError(clip.name, shown, str(error)) from error
+        return np.array(codes)
+
+    def _samples(self, source: Any) -> tuple[np.ndarray, int]:
+        """(samples, rate) of a path, of a file's bytes, or of a mapping of datasets' Audio."""
+        if isinstance(source, Mapping):
+            if source.get("array") is not None:
+                wave = np.asarray(source["array"], dtype=np.float32)
+                return (wave.T if wave.ndim == 2 else wave), int(source["sampling_rate"])  # datasets: channels first
+            source = source["bytes"]
+        return decode(source if isinstance(source, bytes) else (self.root / source).read_bytes(), self._limits)

@@ -1,0 +1,1 @@
+"""Where WavAlign meets verl, vLLM and the hardware: registrations, patches, engines, the fused head."""

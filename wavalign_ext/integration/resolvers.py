@@ -1,0 +1,33 @@
+"""OmegaConf resolvers that the recipes use."""
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+
+def register() -> None:
+    """Register the resolvers.
+
+    ``${wavalign.pocket:PATH}`` is a path inside the embedded default's asset folder.
+    ``${wavalign.gpu_platform:}`` is verl's name for the accelerators of a run on GPUs.
+    ``${wavalign.when:CONDITION,VALUE}`` is the value, a list or mapping, or null when the condition is false.
+    """
+    OmegaConf.register_new_resolver("wavalign.pocket", _pocket, replace=True)
+    OmegaConf.register_new_resolver("wavalign.gpu_platform", _gpu_platform, replace=True)
+    OmegaConf.register_new_resolver("wavalign.when", _when, replace=True)
+
+
+def _pocket(inside: str) -> str:
+    from wavalign_ext.pocket import pocket_dir
+
+    return str(pocket_dir() / inside)
+
+
+def _gpu_platform() -> str:
+    from wavalign_ext.integration.hardware import gpu_platform
+
+    return gpu_platform()
+
+
+def _when(condition: bool, value: list | dict) -> Any:
+    return OmegaConf.create(value) if condition else None  # a node: OmegaConf.resolve cannot store a plain list

@@ -1,6 +1,0 @@
-import sys
-
-from wavalign_ext.prepare.command import main
-
-if __name__ == "__main__":  # worker processes import this file
-    sys.exit(main())

@@ -1,0 +1,60 @@
+"""``wavalign listen RUN``: what a run's model says: questions, answers, scores and WAV files in a table.
+
+Reads the newest validation dump of a run and puts each saved answer through Whisper tiny.en, whose vocabulary is open:
+the reward's recogniser knows the domain's sentences and is lenient.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from wavalign_ext.speech.asr import load_recognizer, word_error_rate
+from wavalign_ext.speech.codecs.base import load_audio
+
+ABOUT = """What a run's model says: question, text, what Whisper tiny.en hears in the speech, reward and WAV file of the
+newest validation answers, as a table. The table is also written beside the answers, as validation/STEP.md."""
+WHISPER_RATE = 16000
+
+
+def newest_dump(run: Path) -> Path:
+    """The validation dump of the highest step. Raises SystemExit when the run has none."""
+    dumps = sorted((run / "validation").glob("*.jsonl"), key=lambda path: int(path.stem))
+    if not dumps:
+        raise SystemExit(f"wavalign: {run}/validation has no dump: give the folder of a run that validated")
+    return dumps[-1]
+
+
+def played(dump: Path) -> list[dict[str, Any]]:
+    """The rows of a dump that have a WAV, each with what Whisper heard in it and the word error rate of that."""
+    recognizer = load_recognizer({"type": "whisper"})
+    rows = [row for row in map(json.loads, dump.read_text().splitlines()) if row.get("wav")]
+    for row in rows:
+        row["wav"] = str(dump.parent / row["wav"])
+        row["whisper"] = recognizer.transcribe(load_audio(row["wav"], WHISPER_RATE), WHISPER_RATE)
+        row["whisper_wer"] = word_error_rate(row["text"], row["whisper"])
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| question | text answer | Whisper hears | WER | reward | WAV |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        reward = "missing" if row["score"] is None else f"{row['score']:.2f}"
+        cells = (row["question"], row["text"], row["whisper"], f"{row['whisper_wer']:.2f}", reward, row["wav"])
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="wavalign listen", description=ABOUT)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, for example runs/pocket")
+    dump = newest_dump(parser.parse_args().run)
+    rows = played(dump)
+    text = table(rows)
+    (dump.parent / f"{dump.stem}.md").write_text(text + "\n")
+    print(f"held-out answers after step {dump.stem}, {len(rows)} of them decoded:\n{text}")
+
+
+if __name__ == "__main__":
+    main()

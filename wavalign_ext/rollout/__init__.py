@@ -1,0 +1,1 @@
+"""Rollouts: verl's agent loop, and what holds a response to its layout."""

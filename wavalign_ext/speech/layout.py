@@ -1,0 +1,393 @@
+"""How a model lays out a spoken response: which ids are speech, where chunks begin and end, whose turn it is.
+
+A layout is data (``recipes/wavalign_recipes/layout/*.yaml``): tokens by name, a schedule, a codec.
+:meth:`Layout.resolve` turns names into the ids of one tokenizer and refuses what does not fit.
+Letters in shapes: T text tokens, C codes, N tokens of a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+
+from wavalign_ext.speech.chat import Chat
+from wavalign_ext.speech.token_names import LayoutError, TokenRange, id_of, is_count
+
+TEXT, SPEECH, BOUNDARY = 0, 1, 2
+SUPPORTED_TYPES = ("interleaved",)
+UNSUPPORTED_TYPES = ("parallel", "multi_codebook", "separate")
+CONTINUOUS = "continuous"
+Chunk = tuple[list[int], list[int]]  # (text ids, codes) of one turn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout as its YAML file says it; see :func:`load_layout`.
+
+    ``schedule``: (text tokens, audio tokens) pairs; each is used once, the last repeats; one is a fixed
+    ratio. With ``counts_boundaries`` audio counts include the two boundaries, as VITA-Audio's do. ``heard``:
+    range of the user's speech, ``speech`` when null, or ``continuous``. ``extra``: facts for types to come.
+    """
+
+    name: str
+    speech: TokenRange | None = None
+    schedule: tuple[tuple[int, int], ...] = ()
+    eos: tuple[str, ...] = ()
+    pad: str | None = None
+    type: str = "interleaved"
+    heard: TokenRange | str | None = None
+    begin: str | None = None
+    end: str | None = None
+    counts_boundaries: bool = True
+    codec: Mapping[str, Any] = field(default_factory=dict)
+    chat: Chat = field(default_factory=Chat)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
+
+    @classmethod
+    def from_mapping(cls, node: Mapping[str, Any]) -> Layout:
+        """Build from a YAML node. Raises :class:`LayoutError`: unknown key, no name, malformed value."""
+        node, allowed = dict(node), [item.name for item in fields(cls)]
+        where = f"layout {node.get('name', '?')!r}"
+        unknown = [key for key in node if key not in allowed]
+        if unknown or not node.get("name"):
+            what = f"key {unknown[0]!r} is not known" if unknown else "name is missing"
+            raise LayoutError(f"{where}: {what}: its keys are {', '.join(allowed)}")
+        for key in ("speech", "heard"):
+            value = node.get(key)
+            if isinstance(value, Mapping) and value.keys() <= {"pattern", "count", "first_id"}:
+                node[key] = TokenRange(**value)
+            elif value is not None and (key, value) != ("heard", CONTINUOUS):
+                what = "pattern and count, or first_id and count" + ", or continuous" * (key == "heard")
+                raise LayoutError(f"{where}: {key}={value!r} is malformed: give {what}")
+        node["schedule"] = _pairs(node.get("schedule") or (), where)
+        eos = node.get("eos") or ()
+        node["eos"] = (eos,) if isinstance(eos, str) else tuple(eos)
+        node["chat"] = Chat.from_mapping(node.get("chat") or {}, where)
+        return cls(**node)
+
+    def resolve(self, tokenizer: Any, vocab_size: int | None = None) -> ResolvedLayout:
+        """Names to ids for one tokenizer.
+
+        Args:
+            tokenizer: of transformers; ``get_vocab`` tells a missing token from the unknown one.
+            vocab_size: rows of the model's embedding, to refuse ids beyond it.
+
+        Raises:
+            LayoutError: unsupported type, missing token, overlap, id beyond the model, bad schedule.
+        """
+        where = f"layout {self.name!r}"
+        self._check_type(where)
+        self._check_turns(where)
+        if self.speech is None:
+            raise LayoutError(f"{where}: speech is missing: give pattern and count of the speech tokens")
+        vocabulary = tokenizer.get_vocab()
+        speech = self.speech.resolve(vocabulary, f"{where}, speech")
+        heard = speech
+        if isinstance(self.heard, TokenRange):
+            heard = self.heard.resolve(vocabulary, f"{where}, heard")
+        around = self.chat.user_speech
+        names = [*self.eos, self.begin, self.end, self.pad, *((around.begin, around.end) if around else ())]
+        named = {name: id_of(name, vocabulary, where) for name in names if name is not None}
+        _check_overlap(where, speech, heard, named)
+        top = max(speech[-1], heard[-1], *named.values())
+        if vocab_size is not None and top >= vocab_size:
+            problem = f"token id {top} is beyond the model's vocabulary of {vocab_size}"
+            raise LayoutError(f"{where}: {problem}: use its own tokenizer, or resize its embeddings")
+        self.chat.check_template(tokenizer, where)
+        return ResolvedLayout(
+            layout=self,
+            speech_start=speech.start,
+            speech_end=speech.stop,
+            heard_start=heard.start,
+            heard_end=heard.stop,
+            begin_id=None if self.begin is None else named[self.begin],
+            end_id=None if self.end is None else named[self.end],
+            eos_ids=tuple(named[name] for name in self.eos),
+            pad_id=None if self.pad is None else named[self.pad],
+            schedule=tuple((text, audio - self.boundary_tokens) for text, audio in self.schedule),
+            around_user=None if around is None else (named[around.begin], named[around.end]),
+        )
+
+    @property
+    def boundary_tokens(self) -> int:
+        """How many boundary tokens a schedule's audio count includes: 2 or 0."""
+        return 2 if self.counts_boundaries and self.begin is not None else 0
+
+    def _check_type(self, where: str) -> None:
+        if self.type not in SUPPORTED_TYPES:
+            problem = "not supported yet" if self.type in UNSUPPORTED_TYPES else "not known"
+            raise LayoutError(f"{where}: type {self.type!r} is {problem}: use {', '.join(SUPPORTED_TYPES)}")
+        if self.heard == CONTINUOUS:
+            problem = "heard 'continuous' is not supported yet: rollouts and training lack its audio encoder"
+            raise LayoutError(f"{where}: {problem}; use a model that hears tokens (vita_audio_balance)")
+
+    def _check_turns(self, where: str) -> None:
+        pair = {self.begin, self.end}
+        if not self.eos:
+            raise LayoutError(f"{where}: eos is empty: name the token that ends a response")
+        if (self.begin is None) != (self.end is None):
+            raise LayoutError(f"{where}: begin={self.begin!r}, end={self.end!r}: name both or neither")
+        if self.begin is not None and (len(pair) == 1 or pair & {*self.eos, self.pad}):
+            raise LayoutError(f"{where}: begin={self.begin!r}, end={self.end!r}: name two, not eos or pad")
+        if not self.schedule:
+            raise LayoutError(f"{where}: schedule is empty: give at least one [text, audio] pair")
+        for text, audio in self.schedule:
+            if text < 1 or audio <= self.boundary_tokens:
+                need = f"at least 1 text token and more than {self.boundary_tokens} audio tokens"
+                raise LayoutError(f"{where}: schedule pair ({text}, {audio}) is not allowed: {need}")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A response taken apart: T ``text_ids``, C ``codes``, and the same per turn in ``chunks``.
+
+    ``errors`` names what broke the layout, as ``"NAME: details"``; ``ended`` is whether an eos was seen.
+    """
+
+    text_ids: list[int]
+    codes: list[int]
+    errors: list[str]
+    ended: bool
+    chunks: list[Chunk] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ResolvedLayout:
+    """A layout in the ids of one tokenizer; ``*_end`` ids are exclusive.
+
+    ``schedule`` is (text tokens, codes) per turn, *without* boundaries; ``layout.schedule`` is as declared.
+    ``around_user``: ids of the tokens that enclose the user's speech.
+    """
+
+    layout: Layout
+    speech_start: int
+    speech_end: int
+    heard_start: int
+    heard_end: int
+    begin_id: int | None
+    end_id: int | None
+    eos_ids: tuple[int, ...]
+    pad_id: int | None
+    schedule: tuple[tuple[int, int], ...]
+    around_user: tuple[int, int] | None = None
+
+    def modality(self, ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        """TEXT, SPEECH or BOUNDARY per id: int8, same shape. Heard speech is speech, an eos is text."""
+        ids = torch.as_tensor(ids)
+        speech = (ids >= self.speech_start) & (ids < self.speech_end)
+        if self.heard_start != self.speech_start:
+            speech |= (ids >= self.heard_start) & (ids < self.heard_end)
+        result = torch.full_like(ids, TEXT, dtype=torch.int8).masked_fill_(speech, SPEECH)
+        for boundary in (self.begin_id, self.end_id):
+            if boundary is not None:
+                result.masked_fill_(ids == boundary, BOUNDARY)
+        return result
+
+    def interleave(self, text_ids: Sequence[int], codes: Sequence[int]) -> list[int]:
+        """A response (N,) without its eos: ``text_ids`` (T,) and ``codes`` (C,) in the schedule's turns.
+
+        The chunk that uses up either stream is the last and takes what is left of the other: all remaining
+        speech when the text runs out; all remaining text, *before* the chunk's speech, when the speech runs
+        out. So every chunk has both. Source: VITA-Audio's ``text_audio_interval``.
+
+        Raises:
+            LayoutError: empty text or codes, a code out of range, or a text id that is no text.
+        """
+        where = f"layout {self.layout.name!r}"
+        text, speech = [int(i) for i in text_ids], [int(code) for code in codes]
+        if not text or not speech:
+            found = f"{len(text)} text tokens and {len(speech)} codes"
+            raise LayoutError(f"{where}: a response needs text and speech, not {found}: fix or drop the row")
+        _check_codes(where, speech, self.speech_end - self.speech_start)
+        kinds = self.modality(text).tolist()
+        wrong = [i for i, kind in zip(text, kinds, strict=True) if kind != TEXT or i in self.eos_ids]
+        if wrong:  # an eos would cut the response short
+            raise LayoutError(f"{where}: text id {wrong[0]} is an audio, boundary or eos token: take it out")
+        begin, end = [[] if i is None else [i] for i in (self.begin_id, self.end_id)]
+        out, turn = [], 0
+        while text:
+            words, sounds = self._turn(turn)
+            if len(text) <= words or len(speech) <= sounds:  # the last chunk takes what is left of both
+                words, sounds = len(text), len(speech)
+            out += [*text[:words], *begin, *(self.speech_start + code for code in speech[:sounds]), *end]
+            text, speech = text[words:], speech[sounds:]
+            turn += 1
+        return out
+
+    def target(self, text_ids: Sequence[int], codes: Sequence[int]) -> list[int]:
+        """A supervised target (N + 1,): :meth:`interleave`, whose errors it raises, and the first eos."""
+        return [*self.interleave(text_ids, codes), self.eos_ids[0]]
+
+    def split(self, ids: torch.Tensor | Sequence[int]) -> Split:
+        """The inverse of :meth:`interleave`, for anything that a model may say (N,); never raises.
+
+        The first eos ends the response; padding may follow. Text inside a chunk is kept as text, speech
+        outside one as speech, the user's speech is dropped, and ``errors`` names each. The schedule is judged
+        when nothing else is wrong; a response without eos may stop anywhere in it.
+        """
+        tokens = [int(i) for i in (ids.tolist() if isinstance(ids, torch.Tensor) else ids)]
+        stop = next((n for n, i in enumerate(tokens) if i in self.eos_ids), len(tokens))
+        chunks, found = self._walk(tokens[:stop])
+        if after := [n for n in range(stop + 1, len(tokens)) if tokens[n] != self.pad_id]:
+            found["tokens after the end"] = after
+        errors = [f"{name}: {len(at)}, first at position {at[0]}" for name, at in found.items()]
+        ended = stop < len(tokens)
+        text, codes = ([i for chunk in chunks for i in chunk[stream]] for stream in (0, 1))
+        return Split(text, codes, errors or self._schedule_errors(chunks, ended), ended, chunks)
+
+    def heard_prompt(self, codes: Sequence[int], text: str = "", role: str = "user") -> str:
+        """The user's speech (C,) in a chat message: its tokens by name, and what ``chat.user_speech`` puts around them.
+
+        ``text`` is what the message says before the speech, and ``role`` whose message it is.
+
+        Raises:
+            LayoutError: no codes, a code out of range, or speech tokens that have no names.
+        """
+        where = f"layout {self.layout.name!r}"
+        heard = self.layout.heard if isinstance(self.layout.heard, TokenRange) else self.layout.speech
+        if heard is None or heard.pattern is None:
+            raise LayoutError(f"{where}: its speech tokens have no names to write: build the prompt from ids")
+        if not len(codes):
+            raise LayoutError(f"{where}: the user's speech is empty: give at least one code, or drop the row")
+        _check_codes(f"{where}, heard", codes, self.heard_end - self.heard_start)
+        names = "".join(heard.pattern.format(int(code)) for code in codes)
+        return self.layout.chat.around(names, text, role)
+
+    def check_prompt(self, messages: Sequence[Mapping[str, Any]], tokenizer: Any, where: str) -> None:
+        """Refuse a dialogue in which the user's speech is not between the tokens of ``chat.user_speech``.
+
+        The model has never seen such a prompt. ``where`` names the row.
+
+        Raises:
+            LayoutError: a run of the user's speech without the token before or behind it.
+        """
+        around = self.layout.chat.user_speech
+        if around is None or self.around_user is None:
+            return
+        (begin, end), spoken = self.around_user, range(self.heard_start, self.heard_end)
+        for message in messages:
+            if message["role"] == "assistant":  # its earlier answers have the layout's own boundaries
+                continue
+            ids = [None, *tokenizer.encode(message["content"], add_special_tokens=False), None]
+            for before, here, after in zip(ids, ids[1:], ids[2:], strict=False):
+                starts, stops = here in spoken and before not in spoken, here in spoken and after not in spoken
+                if (starts and before != begin) or (stops and after != end):
+                    raise LayoutError(
+                        f"{where}: the user's speech is not between {around.begin} and {around.end}, as layout "
+                        f"{self.layout.name!r} writes it: run wavalign prepare again on the recordings"
+                    )
+
+    def _turn(self, turn: int) -> tuple[int, int]:
+        return self.schedule[min(turn, len(self.schedule) - 1)]
+
+    def _walk(self, tokens: list[int]) -> tuple[list[Chunk], dict[str, list[int]]]:
+        """Turns, and the positions of each kind of error, of a response without its eos."""
+        chunks: list[Chunk] = [([], [])]
+        found: dict[str, list[int]] = {}
+        bounded, opened = self.begin_id is not None, None
+        for n, i in enumerate(tokens):
+            error = None
+            if bounded and i == self.begin_id:
+                error = None if opened is None else "a chunk begins inside a chunk"
+                opened = n
+            elif bounded and i == self.end_id:
+                if opened is None:
+                    error = "a chunk ends that did not begin"
+                elif opened == n - 1:
+                    error = "a chunk without speech"
+                opened = None
+                chunks.append(([], []))
+            elif self.speech_start <= i < self.speech_end:
+                error = "speech outside a chunk" if bounded and opened is None else None
+                chunks[-1][1].append(i - self.speech_start)
+            elif self.heard_start <= i < self.heard_end:
+                error = "the user's speech in a response"
+            else:
+                error = None if opened is None else "text inside a speech chunk"
+                if opened is None and chunks[-1][1]:
+                    chunks.append(([], []))
+                chunks[-1][0].append(i)
+            if error:
+                found.setdefault(error, []).append(n)
+        if opened is not None:
+            found["the last chunk does not end"] = [opened]
+        return [chunk for chunk in chunks if chunk != ([], [])], found
+
+    def _schedule_errors(self, chunks: list[Chunk], ended: bool) -> list[str]:
+        """Whether the turns are :meth:`interleave`'s, or without eos a beginning of them."""
+        if ended and not chunks:
+            return ["schedule violated: the response is empty"]
+        for turn, (text, codes) in enumerate(chunks):
+            want_text, want_codes = self._turn(turn)
+            if turn < len(chunks) - 1:
+                fits = (len(text), len(codes)) == (want_text, want_codes)
+            else:  # what is left of one stream, never of both
+                fits = text and (codes or not ended) and (len(text) <= want_text or len(codes) <= want_codes)
+            if not fits:
+                got = f"{len(text)} text tokens, {len(codes)} codes"
+                return [f"schedule violated: turn {turn + 1} has {got}, not {want_text} and {want_codes}"]
+        return []
+
+
+def load_layout(source: str | Path | Mapping[str, Any]) -> Layout:
+    """A layout from its name in ``wavalign_recipes/layout``, from the path of a YAML file, or from a mapping.
+
+    Raises:
+        LayoutError: no such name or file (the message lists the known names), or a malformed layout.
+    """
+    if isinstance(source, Mapping):
+        plain: Any = OmegaConf.to_container(source, resolve=True) if OmegaConf.is_config(source) else source
+        return Layout.from_mapping(plain)
+    path: Any = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = resources.files("wavalign_recipes") / "layout" / f"{source}.yaml"
+    if not path.is_file():
+        known = ", ".join(known_layouts())
+        raise LayoutError(f"no layout {str(source)!r}: give a YAML file, or one of {known}")
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")), resolve=True)
+    except yaml.YAMLError as error:
+        raise LayoutError(f"layout {str(source)!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(node, dict):
+        raise LayoutError(f"layout {str(source)!r} is a list: give a mapping, as pocket.yaml does")
+    return Layout.from_mapping(node)
+
+
+def known_layouts() -> list[str]:
+    """Names of the layouts that come with WavAlign."""
+    folder = resources.files("wavalign_recipes") / "layout"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def _pairs(schedule: Any, where: str) -> tuple[tuple[int, int], ...]:
+    try:
+        pairs = tuple((text, audio) for text, audio in schedule)
+    except (TypeError, ValueError):
+        pairs = ((None, None),)
+    if not all(is_count(count, 0) for pair in pairs for count in pair):
+        raise LayoutError(f"{where}: schedule={schedule!r}: give pairs of whole numbers: [[1, 10], [4, 10]]")
+    return pairs
+
+
+def _check_codes(where: str, codes: Sequence[int], count: int) -> None:
+    wrong = next((int(code) for code in codes if not 0 <= code < count), None)
+    if wrong is not None:
+        raise LayoutError(f"{where}: code {wrong} is out of range: 0 to {count - 1}; use this layout's codec")
+
+
+def _check_overlap(where: str, speech: range, heard: range, named: Mapping[str, int]) -> None:
+    if speech != heard and speech.start < heard.stop and heard.start < speech.stop:
+        raise LayoutError(f"{where}: speech ids {speech} and heard ids {heard} overlap: separate them")
+    for name, token_id in named.items():
+        for what, ids in (("speech", speech), ("heard", heard)):
+            if token_id in ids:
+                problem = f"token {name!r} (id {token_id}) lies in the {what} range {ids}"
+                raise LayoutError(f"{where}: {problem}: name another token, or correct the range")

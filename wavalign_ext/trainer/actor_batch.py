@@ -1,0 +1,158 @@
+"""One actor update: which rows it takes, in which order, and with which weights."""
+
+# TransferQueue and tensordict annotate more narrowly than they behave.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+
+from wavalign_ext.method.anchor import order_for_ranks, padding_row, split_mini_batches, supervised_row
+from wavalign_ext.method.loss import ROW_FIELDS
+from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, token_weights
+
+UPDATE_FIELDS = ["prompts", "responses", "input_ids", "position_ids", "response_mask", "loss_mask", "advantages"]
+UPDATE_FIELDS += ["modality", "row_kind", "temperature", "multi_modal_inputs", *ROW_FIELDS]
+
+
+def real_rows(batch: KVBatchMeta) -> list[int]:
+    """Row numbers that are rollouts, not copies that verl added to fill up the batch."""
+    return [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+
+
+class ActorUpdate:
+    """Which rows one actor update takes, in which order, with which weights."""
+
+    def __init__(self, trainer: Any, batch: KVBatchMeta) -> None:
+        self.trainer, self.partition = trainer, batch.partition_id
+        self.actor = trainer.config.actor_rollout_ref.actor
+        rows = real_rows(batch)
+        self.keys, self.tags = [batch.keys[r] for r in rows], [batch.tags[r] for r in rows]
+        fields = ["uid", "index", "prompts", "response_mask", "modality", "scored"]
+        data = tq.kv_batch_get(self.keys, self.partition, select_fields=fields)
+        self.modality, self.mask = list(data["modality"].unbind()), list(data["response_mask"].unbind())
+        self.kind, self.scored = [ROLLOUT] * len(self.keys), data["scored"].bool().tolist()
+        self.new_rows: list[dict[str, Any]] = []
+        self.new_keys: list[str] = []
+        groups = self._group(list(data["uid"]))
+        if trainer.wav.uses_anchor:
+            self._add_anchors(groups, [int(i) for i in data["index"]], data["prompts"].unbind())
+        self.anchors = len(self.new_rows)
+        self._split(list(groups.values()))
+        self._weigh()
+        self.has_reference = "ref_log_prob" in batch.fields if batch.fields else trainer.use_reference_policy
+
+    def _group(self, uids: list[str]) -> dict[str, list[int]]:
+        groups: dict[str, list[int]] = defaultdict(list)
+        for row, uid in enumerate(uids):
+            groups[uid].append(row)
+        return groups
+
+    def _add_anchors(self, groups: dict[str, list[int]], index: list[int], prompts: Any) -> None:
+        for uid, rows in groups.items():
+            target = self.trainer.target(self.trainer.targets[index[rows[0]]])
+            # Sessions are numbered from 0 to n − 1; verl parses this number when it sorts a dump.
+            session = 1 + max(int(self.keys[row].rsplit("_", 2)[1]) for row in rows)
+            groups[uid].append(
+                self._add(
+                    f"{uid}_{session}_0",
+                    supervised_row(prompts[rows[0]].tolist(), target, ANCHOR, self.trainer.layout.modality(target)),
+                )
+            )
+
+    def _add(self, key: str, row: dict[str, Any]) -> int:
+        self.new_keys.append(key)
+        self.new_rows.append(row)
+        self.modality.append(row["modality"])
+        self.mask.append(row["response_mask"])
+        self.kind.append(int(row["row_kind"]))
+        self.scored.append(True)
+        return len(self.kind) - 1
+
+    def _split(self, groups: list[list[int]]) -> None:
+        dispatch = self.trainer.actor_rollout_wg._dispatch_info["actor"]  # filled by _balance_batch
+        self.ranks = max(dispatch) + 1
+        micro = 1 if self.actor.use_dynamic_bsz else self.actor.ppo_micro_batch_size_per_gpu
+        split = split_mini_batches(groups, self.actor.ppo_mini_batch_size, self.ranks * micro)
+        self.mini_batches, self.rows_per_mini_batch = split.rows, split.padded_size
+        for number, rows in enumerate(self.mini_batches):
+            while len(rows) < split.padded_size:
+                rows.append(self._add(f"padding{number}x{len(rows)}_0_0", padding_row(self.trainer.layout.eos_ids[0])))
+
+    def _weigh(self) -> None:
+        """Per row, its weights in its mini-batch; rollouts also get their kind and the sampling temperature."""
+        temperature = float(self.trainer.config.actor_rollout_ref.rollout.temperature)
+        self.rollout_columns: list[dict[str, Any]] = [
+            {"row_kind": torch.tensor(ROLLOUT), "temperature": torch.tensor(temperature)} for _ in self.keys
+        ]
+        pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+        wav = self.trainer.wav
+        for rows in self.mini_batches:
+            weights = token_weights(
+                pad([self.modality[r] for r in rows]),
+                pad([self.mask[r] for r in rows]),
+                torch.tensor([self.kind[r] for r in rows]),
+                torch.tensor([self.scored[r] for r in rows]),
+                preference=wav.preference,
+                anchor=wav.anchor,
+                boundaries=wav.boundaries,
+                aggregation=self.actor.loss_agg_mode,
+                scale=self.actor.loss_scale_factor or self.trainer.config.data.max_response_length,
+            )
+            streams = (weights.preference, weights.anchor, weights.text, weights.speech)
+            for position, row in enumerate(rows):
+                columns = self.rollout_columns[row] if row < len(self.keys) else self.new_rows[row - len(self.keys)]
+                length = len(self.mask[row])
+                columns.update({n: w[position, :length] for n, w in zip(ROW_FIELDS, streams, strict=True)})
+
+    @property
+    def new_tags(self) -> list[dict[str, Any]]:
+        """Tags of the added rows; verl reads the step numbers of every tag."""
+        steps = {k: self.tags[0].get(k) for k in ("global_steps", "min_global_steps", "max_global_steps")}
+        return [
+            dict(
+                steps,
+                status="success",
+                is_anchor=int(row["row_kind"]) == ANCHOR,
+                prompt_len=len(row["prompts"]),
+                response_len=len(row["responses"]),
+                seq_len=len(row["input_ids"]),
+            )
+            for row in self.new_rows
+        ]
+
+    def meta(self, lam: float) -> KVBatchMeta:
+        """The batch to send: fields are named, because TransferQueue otherwise returns what a rank's rows share."""
+        fields = UPDATE_FIELDS + (["ref_log_prob"] if self.has_reference else [])
+        if not self.trainer.skips_old_log_probs:
+            fields.append("old_log_probs")
+        elif self.trainer.config.actor_rollout_ref.rollout.calculate_log_probs:
+            fields.append("rollout_log_probs")
+        tags = self.tags + self.new_tags
+        meta = KVBatchMeta(keys=self.keys + self.new_keys, tags=tags, partition_id=self.partition, fields=fields)
+        meta.reorder(order_for_ranks(self.mini_batches, [tag["seq_len"] for tag in tags], self.ranks))
+        meta.extra_info = {
+            "wavalign_lambda": lam,
+            "calculate_entropy": bool(self.actor.calculate_entropy or self.actor.entropy_coeff != 0),
+            "distillation_use_topk": False,
+            "distillation_only": False,
+            "global_batch_size": self.rows_per_mini_batch,
+            "mini_batch_size": self.rows_per_mini_batch,
+            "epochs": self.actor.ppo_epochs,
+            "seed": self.actor.data_loader_seed,
+            "dataloader_kwargs": {"shuffle": False},
+        }
+        return meta
+
+    def metrics(self) -> dict[str, float]:
+        """How the rows were divided."""
+        return {
+            "wavalign/rows_rollout": len(self.keys),
+            "wavalign/rows_anchor": self.anchors,
+            "wavalign/rows_padding": len(self.new_rows) - self.anchors,
+            "wavalign/optimiser_steps": len(self.mini_batches) * self.actor.ppo_epochs,
+        }

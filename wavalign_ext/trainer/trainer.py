@@ -1,0 +1,290 @@
+"""The trainer ``wavalign``: verl's synchronous V1 trainer with λ and anchor rows.
+
+Imported only after verl's own trainer (see ``patches.py``). Rows travel through verl's TransferQueue by key
+``{uid}_{session}_{index}``; line numbers in comments are of verl 0.9.1's ``trainer/ppo/v1/trainer_base.py``.
+"""
+
+# TransferQueue and tensordict annotate more narrowly than they behave.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportUnusedCoroutine=false
+
+import json
+import math
+import os
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, OmegaConf
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.metric import reduce_metrics
+from verl.utils.py_functional import rename_dict
+
+from wavalign_ext.config import WavAlignConfig
+from wavalign_ext.integration.fused_head import SCORE_ONLY
+from wavalign_ext.method.advantage import Route, preferred_tokens
+from wavalign_ext.method.anchor import rows_to_tensordict
+from wavalign_ext.method.loss import LossCoefficients, VerlLoss
+from wavalign_ext.method.mixing import MixingController
+from wavalign_ext.method.policy_sums import policy_metrics
+from wavalign_ext.method.token_weights import modality_masks
+from wavalign_ext.rewards.routing import rewards_by_modality
+from wavalign_ext.speech.codecs import load_codec
+from wavalign_ext.speech.layout import load_layout
+from wavalign_ext.trainer.actor_batch import ActorUpdate, real_rows
+from wavalign_ext.trainer.group_filter import ScoredGroups
+from wavalign_ext.trainer.metrics import RolloutBatch, reward_metrics, rollout_metrics
+from wavalign_ext.trainer.rollout_dump import SampleWriter, plain
+from wavalign_ext.trainer.validation_nll import held_out_nll
+from wavalign_ext.trainer.watchdog import watching
+from wavalign_ext.verl_keys import VerlKeys
+
+STATE_FILE = "wavalign.json"
+KL_TOKENS = "kl_tokens"  # column of a row: 1 on the response tokens whose KL counts
+# verl looks for finished rollouts every 2 s: half of that is lost in every step, and a step of a small model has 6.
+POLL_S = 0.2
+
+
+@register_trainer("wavalign")
+class WavAlignTrainer(PPOTrainerSync):
+    """One policy forward and one optimiser step for the rollouts of some prompts and for their targets."""
+
+    # The base class compares the mode with "sync" in six places and treats any other name as asynchronous.
+    trainer_mode = property(lambda self: "sync", lambda self, value: None)  # type: ignore[assignment]
+
+    def __init__(self, config: DictConfig) -> None:
+        node: Any = OmegaConf.to_container(config.wavalign, resolve=True)
+        self.wav = WavAlignConfig.from_mapping(node)
+        self.mixing = MixingController(self.wav.mixing, self.wav.reward.scale)
+        self.lam = 0.0
+        self.keys = VerlKeys.of(config)
+        self.skips_old_log_probs = self.wav.update.skip_old_log_probs and one_step_follows(self.keys)
+        if self.skips_old_log_probs:  # verl would make metrics of a correction that is off, from old log-probs
+            config.algorithm.rollout_correction = None
+        # verl's TensorBoard logger has no other switch for its folder.
+        os.environ.setdefault("TENSORBOARD_DIR", os.path.join(config.trainer.default_local_dir, "tensorboard"))
+        super().__init__(config)
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.replay_buffer.poll_interval = POLL_S
+        kl, actor = self.wav.kl, self.keys.actor_rollout_ref.actor
+        coefficients = LossCoefficients(kl_text=kl.text, kl_speech=kl.speech, **actor.coefficients)
+        self.actor_rollout_wg.set_loss_fn(VerlLoss(coefficients, one_pass=self.wav.update.one_pass))
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        buffer = super()._build_replay_buffer()
+        if type(buffer) is ReplayBuffer:  # and not a sampler of the user's own
+            buffer.__class__ = ScoredGroups  # verl names the class within the call above
+        return buffer
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        self.model_type = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).hf_config.model_type
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        self.layout = load_layout(self.wav.layout).resolve(self.tokenizer)
+        validates_only = self.config.trainer.get("val_only", False)
+        self.targets = self.train_dataset.targets() if self.wav.uses_anchor and not validates_only else []
+        self.val_targets = self.val_dataset.targets()
+        board = os.path.join(os.environ["TENSORBOARD_DIR"], "answers")
+        board = board if "tensorboard" in self.config.trainer.logger else None
+        self.samples = SampleWriter(
+            self.layout, load_codec(self.wav.codec, device="cpu"), self.tokenizer, self.wav, board
+        )
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        with watching(self, agent_loop_manager, self.wav.watchdog):
+            super().fit(agent_loop_manager)
+
+    def target(self, text_and_codes: tuple[str, list[int]]) -> list[int]:
+        """The ids of an anchor target."""
+        text, codes = text_and_codes
+        return self.layout.target(self.tokenizer.encode(text, add_special_tokens=False), codes)
+
+    def _validate(self) -> dict[str, float]:
+        metrics = super()._validate()
+        self.checkpoint_manager.sleep_replicas()
+        metrics.update(held_out_nll(self))
+        self.checkpoint_manager.update_weights(self.global_steps)
+        return metrics
+
+    def _val_metrics_update(self, data_sources: Any, sample_uids: Any, infos: dict, turns: Any, **kwargs: Any) -> dict:
+        """verl's statistics, which leave out None but not NaN."""
+        infos["reward"] = [None if math.isnan(reward) else reward for reward in infos["reward"]]
+        return super()._val_metrics_update(data_sources, sample_uids, infos, turns, **kwargs)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self) -> None:
+        # Before super(), which ends by naming this step the latest one.
+        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, STATE_FILE), "w") as file:
+            json.dump({"mixing": self.mixing.state_dict()}, file)
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps == 0:
+            return
+        trainer = self.config.trainer
+        folder = trainer.resume_from_path
+        if trainer.resume_mode == "auto":  # the base class does not say which folder it found
+            folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
+        self._load_mixing(os.path.join(folder, STATE_FILE))
+
+    def _load_mixing(self, path: str) -> None:
+        """The λ average of a checkpoint. One of another trainer has none: λ then starts as it does at step 1."""
+        if os.path.isfile(path):
+            try:
+                with open(path) as file:
+                    self.mixing.load_state_dict(json.load(file)["mixing"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path!r} is damaged ({error}): resume from another step, or delete it") from error
+            told = f"resumed step {self.global_steps} with λ average {self.mixing.average}"
+        else:
+            told = (
+                f"WARNING: {path} is not there, so step {self.global_steps} was not saved by this trainer: weights, "
+                "optimiser and data go on, and the average of λ starts anew"
+            )
+        print(f"wavalign: {told}", flush=True)
+
+    # --- log-probs ------------------------------------------------------------------------------------------------
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's pass, unless the update computes the same log-probs anyway."""
+        return batch if self.skips_old_log_probs else super()._compute_old_log_prob(batch, metrics)
+
+    def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's pass, over the tokens that a KL term is on."""
+        kl = self.wav.kl
+        if kl.text > 0 and kl.speech > 0:
+            return super()._compute_ref_log_prob(batch, metrics)
+        data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=["responses", "response_mask"])
+        rows = []
+        for ids, mask in zip(data["responses"].unbind(), data["response_mask"].unbind(), strict=True):
+            text, speech = modality_masks(self.layout.modality(ids), mask, self.wav.boundaries)
+            rows.append({KL_TOKENS: (text if kl.text > 0 else speech).long()})
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows_to_tensordict(rows))
+        batch.extra_info[SCORE_ONLY] = KL_TOKENS
+        try:
+            return super()._compute_ref_log_prob(batch, metrics)
+        finally:
+            del batch.extra_info[SCORE_ONLY]
+
+    # --- rewards → advantages, λ ----------------------------------------------------------------------------------
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        fields = ["uid", "responses", "response_mask", "rm_scores", "old_log_probs", "ref_log_prob", "entropy"]
+        data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=fields)
+        modality = [self.layout.modality(ids) for ids in data["responses"].unbind()]
+        ended = torch.tensor([any(e in ids for e in self.layout.eos_ids) for ids in data["responses"].unbind()])
+        rewards = torch.stack([scores.sum() for scores in data["rm_scores"].unbind()])
+        uids, real = list(data["uid"]), real_rows(batch)
+
+        self.lam = self.mixing.update(rewards[real].tolist(), [uids[row] for row in real])
+        assert self.mixing.last is not None
+        metrics.update(self.mixing.last.as_metrics())
+
+        padded = data.select(*[name for name in fields if name != "uid" and name in data.keys()]).to_padded_tensor()
+        stacked = torch.nn.utils.rnn.pad_sequence([m.long() for m in modality], batch_first=True)
+        step = RolloutBatch(
+            modality=stacked[real],
+            mask=padded["response_mask"][real].bool(),
+            rewards=rewards[real],
+            groups=[uids[row] for row in real],
+            ended=ended[real],
+            entropy=_rows(padded, "entropy", real),
+            logp=_rows(padded, "old_log_probs", real),
+            reference=_rows(padded, "ref_log_prob", real),
+        )
+        metrics.update(rollout_metrics(step, self.wav.boundaries))
+        said = tq.kv_batch_get([batch.keys[row] for row in real], batch.partition_id, select_fields=["extra_fields"])
+        infos = [fields["reward_extra_info"] for fields in plain(list(said["extra_fields"]))]
+        metrics.update(reward_metrics(infos))
+
+        text, speech = modality_masks(stacked, padded["response_mask"], self.wav.boundaries)
+        preferred = {"text": text, "speech": speech, "all": text | speech}[self.wav.preference.tokens]
+        routes = self._routes(batch, rewards, {"text": text, "speech": speech})
+        with preferred_tokens(preferred, routes, self.wav.preference.advantage):
+            result = super()._compute_advantage(batch, metrics)
+        self._store_scores(batch, modality, rewards, data["rm_scores"])
+        return result
+
+    def _routes(self, batch: KVBatchMeta, rewards: torch.Tensor, masks: dict[str, torch.Tensor]) -> list[Route]:
+        """The modalities that rewards of their own drive."""
+        routed = self.wav.reward.routed
+        if not routed:
+            return []
+        data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=["extra_fields"])
+        infos = [fields["reward_extra_info"] for fields in plain(list(data["extra_fields"]))]
+        own = rewards_by_modality(rewards, infos, routed)
+        return [(masks[modality], own[modality]) for modality in routed]
+
+    def _store_scores(self, batch: KVBatchMeta, modality: list, rewards: torch.Tensor, scores: torch.Tensor) -> None:
+        """Keep modality and ``is scored`` with the rows; give verl's own statistics the mean for a missing score."""
+        known = rewards[~torch.isnan(rewards)]
+        fill = known.mean() if len(known) else torch.tensor(0.0)
+        rows = [
+            {
+                "modality": kinds.to(torch.int64),
+                "scored": (~torch.isnan(reward)).long(),
+                "rm_scores": torch.where(torch.isnan(score), fill, score),
+            }
+            for kinds, reward, score in zip(modality, rewards, scores.unbind(), strict=True)
+        ]
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows_to_tensordict(rows))
+
+    # --- the update -----------------------------------------------------------------------------------------------
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's actor update on rollouts and anchors together; the batch returned holds the rollouts only."""
+        plan = ActorUpdate(self, batch)
+        tq.kv_batch_put(keys=plan.keys, partition_id=plan.partition, fields=rows_to_tensordict(plan.rollout_columns))
+        try:
+            if plan.new_rows:
+                fields = rows_to_tensordict(plan.new_rows)
+                tq.kv_batch_put(keys=plan.new_keys, partition_id=plan.partition, fields=fields, tags=plan.new_tags)
+            output = self.actor_rollout_wg.update_actor(plan.meta(self.lam))
+        finally:
+            if plan.new_keys:
+                tq.kv_clear(keys=plan.new_keys, partition_id=plan.partition)
+        output = rename_dict(output["metrics"], "actor/")
+        output["perf/mfu/actor"] = output.pop("actor/mfu")
+        update = reduce_metrics(output)
+        metrics.update(policy_metrics(update) | update)
+        metrics.update(plan.metrics())
+        return batch
+
+    # --- what people look at --------------------------------------------------------------------------------------
+
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
+        keys = [batch.keys[row] for row in real_rows(batch)]
+        data = tq.kv_batch_get(keys, batch.partition_id, select_fields=["rm_scores", "extra_fields"])
+        future = self._dump_executor.submit(
+            self.samples.write_rollouts, rollout_data_dir, self.global_steps, keys, data
+        )
+        self._dump_futures.append(future)
+
+    def _dump_generations(self, *, dump_path: str, **columns: Any) -> None:
+        """verl's dump of validation answers, with their audio beside it."""
+        future = self._dump_executor.submit(self.samples.write_validation, dump_path, self.global_steps, columns)
+        self._dump_futures.append(future)
+
+
+def one_step_follows(keys: VerlKeys) -> bool:
+    """Whether the policy of an update's forward pass is the one that sampled, and nothing else wants its log-probs."""
+    actor, correction = keys.actor_rollout_ref.actor, keys.algorithm.rollout_correction
+    one_step = actor.ppo_epochs == 1 and actor.ppo_mini_batch_size >= keys.data.train_batch_size
+    return one_step and correction.rollout_rs is None and not correction.bypass_mode
+
+
+def _rows(data: Any, name: str, rows: list[int]) -> torch.Tensor | None:
+    return data[name][rows] if name in data.keys() else None
