@@ -2,10 +2,10 @@
 
     python benchmarks/bench_geometry.py [--tokens 1024] [--share 0.6] [--dtype bf16]
 
-Forward and backward through the head as verl runs it here (`wavalign_ext.integration.fused_head`), then the same step with the
-model's own head: logits stored, a log-softmax for the loss and softmax and log-softmax for the entropy. Each in a
-process of its own; weights are random, embedding and head untied as in VITA-Audio, no optimizer. The naive step runs
-only where its computed need is free. Peak memory is all that the process ever had resident (VmHWM). Writes
+Forward and backward through the head as verl runs it here (`wavalign_ext.integration.fused_head`), then the same step
+with the model's own head: logits stored, a log-softmax for the loss and softmax and log-softmax for the entropy. Each
+in a process of its own; weights are random, embedding and head untied as in VITA-Audio, no optimizer. The naive step
+runs only where its computed need is free. Peak memory is all that the process ever had resident (VmHWM). Writes
 benchmarks/results/kernel_geometry.csv.
 """
 
@@ -67,7 +67,7 @@ def step(model: Any, head: str, tokens: int, share: float) -> float:
         from wavalign_ext.integration.fused_head import FusedHead, Scored
 
         fused: Any = FusedHead.install(model, model.config)
-        fused.scored = Scored(targets, active, torch.ones(1, tokens), True)
+        fused.scored = Scored(targets, torch.ones(1, tokens), entropy=True, active=active)
         logp = model(ids).logits[..., 0]
     else:
         logits = model(ids).logits

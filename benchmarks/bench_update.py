@@ -77,8 +77,7 @@ def make_rows(vocabulary: int, prompts: int, anchors: bool) -> Any:
 
     from wavalign_ext.config import AnchorConfig, PreferenceConfig
     from wavalign_ext.method.anchor import rows_to_tensordict, supervised_row
-    from wavalign_ext.method.loss import ROW_FIELDS
-    from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, token_weights
+    from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, ROW_FIELDS, token_weights
 
     generator = torch.Generator().manual_seed(0)
     kinds = [ROLLOUT] * (prompts * ROLLOUTS) + [ANCHOR] * (prompts * anchors)
@@ -114,7 +113,8 @@ class Learner:
         from verl.models.transformers.dense_common import forward_with_torch_backend
         from verl.workers.utils.losses import ppo_loss
 
-        from wavalign_ext.method.loss import LossCoefficients, VerlLoss
+        from wavalign_ext.integration.verl_loss import VerlLoss
+        from wavalign_ext.method.loss import LossCoefficients
 
         self.worker, self.fused = worker, worker.engine.fused
         self.model_class, self.verl_forward = type(worker.engine.module), forward_with_torch_backend

@@ -2,8 +2,8 @@
 
 The model is plain PyTorch with random weights, so that no framework is needed: parameters in fp32, computed in bf16,
 layers checkpointed, AdamW. A head takes the place of the output layer's forward inside the root FSDP unit, as
-`wavalign_ext.integration.fused_head` does in verl, and answers with the loss. All heads start at the same weights: losses of the
-first forward are compared, then whole updates are timed in turns.
+`wavalign_ext.integration.fused_head` does in verl, and answers with the loss. All heads start at the same weights:
+losses of the first forward are compared, then whole updates are timed in turns.
 """
 
 import statistics

@@ -227,7 +227,7 @@ class WavAlignConfig(Section):
     update: UpdateConfig = UpdateConfig()
     """How an update computes."""
     hold_schedule: bool = False
-    """Rollouts may only say what the layout's schedule lets come next; see ``wavalign_ext/rollout/schedule_logits_processor.py``."""
+    """Rollouts may only say what the layout's schedule lets come next; see ``rollout/schedule_logits_processor.py``."""
     seeded_sampling: bool = True
     """Each rollout has a seed of its own, so that a run can be repeated; see ``wavalign_ext/rollout/agent_loop.py``."""
     watchdog: WatchdogConfig = WatchdogConfig()

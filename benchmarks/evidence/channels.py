@@ -23,7 +23,7 @@ from wavalign_ext.method.mixing import MixingController
 from wavalign_ext.pocket import SAMPLE_RATE, pocket_dir
 from wavalign_ext.pocket.warmstart import sample
 from wavalign_ext.rewards import SpokenAnswer, build_terms
-from wavalign_ext.speech.codecs.base import load_codec
+from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.layout import ResolvedLayout, load_layout
 
 ROLLOUTS, CHANNELS = 4, ("text", "speech")

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from wavalign_ext.pocket import SAMPLE_RATE, pocket_dir
 from wavalign_ext.rewards import SpokenAnswer, TermFailed, build_terms
 from wavalign_ext.speech.asr import load_recognizer, word_error_rate
-from wavalign_ext.speech.codecs.base import load_audio, load_codec
+from wavalign_ext.speech.audio import load_audio
+from wavalign_ext.speech.codecs import load_codec
 
 # name: (what it is, "up" or "down" for better); the order of the tables.
 MEASURES = {

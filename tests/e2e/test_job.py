@@ -73,4 +73,5 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(job: Job, tmp_path: Path
         r["speech_codes"] for r in job.rollouts(STEPS)
     )
     assert after["wavalign/lambda"] == pytest.approx(whole["wavalign/lambda"], rel=1e-9)
-    assert after["actor/total_loss"] == pytest.approx(whole["actor/total_loss"], rel=1e-6)
+    # The policy's part is a sum of terms that cancel, in the order in which the rollouts came: fp32 leaves 1e-7 of it.
+    assert after["actor/total_loss"] == pytest.approx(whole["actor/total_loss"], rel=1e-6, abs=1e-7)

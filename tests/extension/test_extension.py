@@ -17,7 +17,7 @@ import json
 import verl
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from wavalign_ext.speech.codecs.base import load_codec
+from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.layout import load_layout
 from wavalign_ext.checks.preflight import check_config
 from wavalign_ext.rewards import build_terms

@@ -24,6 +24,7 @@ from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.padding import response_from_nested
 
 from wavalign_ext.config import AnchorConfig, PreferenceConfig
+from wavalign_ext.integration.verl_loss import VerlLoss
 from wavalign_ext.method.anchor import (
     order_for_ranks,
     padding_row,
@@ -31,9 +32,9 @@ from wavalign_ext.method.anchor import (
     split_mini_batches,
     supervised_row,
 )
-from wavalign_ext.method.loss import ROW_FIELDS, LossCoefficients, VerlLoss
+from wavalign_ext.method.loss import LossCoefficients
 from wavalign_ext.method.mixing import MixingController
-from wavalign_ext.method.token_weights import ANCHOR, PADDING, ROLLOUT, token_weights
+from wavalign_ext.method.token_weights import ANCHOR, PADDING, ROLLOUT, ROW_FIELDS, token_weights
 
 VOCABULARY, PROMPTS, ROLLOUTS = 64, 4, 3
 

@@ -119,7 +119,8 @@ def test_a_module_in_the_middle_of_another_thread_s_import_is_waited_for(source:
 
 def test_a_module_in_the_middle_of_its_own_import_is_refused(source: Path) -> None:
     source.write_text(
-        f"from wavalign_ext.integration.patches import after_import\nafter_import({NAME!r}, lambda module: None)\nvalue = 1\n"
+        "from wavalign_ext.integration.patches import after_import\n"
+        f"after_import({NAME!r}, lambda module: None)\nvalue = 1\n"
     )
     with pytest.raises(PatchError, match="imports the plugin"):
         importlib.import_module(NAME)

@@ -9,8 +9,11 @@ import soundfile
 import torch
 
 from wavalign_ext.pocket.fit import fit_mel_vq, fit_units
+from wavalign_ext.speech.audio import load_audio
 from wavalign_ext.speech.codecs import base as codec_module
-from wavalign_ext.speech.codecs.base import MelVQ, load_audio, load_codec, register_codec
+from wavalign_ext.speech.codecs import load_codec
+from wavalign_ext.speech.codecs.base import register_codec
+from wavalign_ext.speech.codecs.fitted import MelVQ
 
 RATE = 16000
 

@@ -227,7 +227,8 @@ def test_a_codec_of_the_user_s_package_is_known_outside_a_run_too(
 
     monkeypatch.setattr(registry, "_CODECS", dict(registry._CODECS))
     (tmp_path / "their_package.py").write_text(
-        "from wavalign_ext.speech.codecs.base import register_codec\n\n@register_codec('theirs')\ndef make(): return 'a codec'\n"
+        "from wavalign_ext.speech.codecs import register_codec\n\n"
+        "@register_codec('theirs')\ndef make(): return 'a codec'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "their_package")

@@ -118,9 +118,9 @@ def test_a_codec_gets_the_device_chosen_and_the_caller_s_wish_goes_first(
 ) -> None:
     gpus(monkeypatch, 4)
     reward_worker(monkeypatch, "reward_loop_worker_6")
-    made: Any = codec.load_codec({"type": "on_device"})
+    made: Any = codec.make_codec({"type": "on_device"})
     assert made.device == "cuda:2"
-    made = codec.load_codec({"type": "on_device", "device": "cuda:9"}, device="cpu")  # checked where no GPU is
+    made = codec.make_codec({"type": "on_device", "device": "cuda:9"}, device="cpu")  # checked where no GPU is
     assert made.device == "cpu"
     assert codec.device_of({"type": "on_device"}) == "auto" and codec.device_of({"type": "codec2"}) is None
 

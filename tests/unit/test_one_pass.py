@@ -12,9 +12,10 @@ from wavalign_kernels import LossInputs, linear_logprob, wavalign_loss
 
 from wavalign_ext.config import AnchorConfig, PreferenceConfig
 from wavalign_ext.integration.fused_head import response_positions
+from wavalign_ext.integration.verl_loss import VerlLoss
 from wavalign_ext.method.anchor import padding_row, rows_to_tensordict, supervised_row
-from wavalign_ext.method.loss import ROW_FIELDS, LossCoefficients, VerlLoss
-from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, token_weights
+from wavalign_ext.method.loss import LossCoefficients
+from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, ROW_FIELDS, token_weights
 
 HIDDEN, VOCABULARY = 12, 29
 

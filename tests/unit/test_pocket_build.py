@@ -182,7 +182,7 @@ def test_the_warm_start_leaves_work_for_reinforcement(assets: Path) -> None:
 
 def test_a_recording_becomes_a_prompt(assets: Path) -> None:
     from wavalign_ext.pocket import SAMPLE_RATE, encode_question
-    from wavalign_ext.speech.codecs.base import load_audio
+    from wavalign_ext.speech.audio import load_audio
 
     row = pandas.read_parquet(assets / "data" / "val.parquet").iloc[0]
     codes = encode_question(load_audio(assets / row["extra_info"]["question_audio"], SAMPLE_RATE), assets)

@@ -8,7 +8,7 @@ from human import recordings
 
 from wavalign_ext.pocket import SAMPLE_RATE, encode_question, pocket_dir
 from wavalign_ext.speech.asr import load_recognizer, word_error_rate
-from wavalign_ext.speech.codecs.base import load_audio
+from wavalign_ext.speech.audio import load_audio
 from wavalign_ext.speech.layout import load_layout
 
 WORDS = "he was not an ill disposed young man"

@@ -131,7 +131,7 @@ def test_a_row_has_pocket_s_columns_and_its_audio_lies_beside_it(world: Any, twe
     assert re.fullmatch(r"(<\|heard_\d+\|>){13,16}", row["prompt"][0]["content"])
     setup = world.setup()
     spoken = encode.load_codec(setup.specs["spoken"])
-    from wavalign_ext.speech.codecs.base import load_audio
+    from wavalign_ext.speech.audio import load_audio
 
     again = spoken.encode(load_audio(out / row["extra_info"]["answer_audio"], spoken.sample_rate))
     same = np.mean(np.array(again) == np.array(row["target_speech"]))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from wavalign_ext.config import ConfigError, WavAlignConfig
-from wavalign_ext.method.advantage import Route, group_advantages, preferred_tokens, wavalign_advantage
+from wavalign_ext.method.advantage import group_advantages
 from wavalign_ext.rewards.routing import rewards_by_modality, route_rewards
+from wavalign_ext.trainer.estimator import Route, preferred_tokens, wavalign_advantage
 
 TERMS = {"right": {"weight": 3}, "clear": {"weight": 1}, "kind": {"weight": 2}, "shown": {"weight": 0}}
 WEIGHTS = {"right": 0.5, "clear": 1 / 6, "kind": 1 / 3, "shown": 0.0}

@@ -7,9 +7,10 @@ import torch
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig
 
-from wavalign_ext.method.advantage import group_advantages, preferred_tokens, wavalign_advantage
+from wavalign_ext.method.advantage import group_advantages
 from wavalign_ext.method.loss import LossCoefficients
 from wavalign_ext.method.surrogates import SURROGATES
+from wavalign_ext.trainer.estimator import preferred_tokens, wavalign_advantage
 
 ROWS, TOKENS = 6, 9
 

@@ -9,43 +9,17 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from wavalign_ext.checkpoints import glm4_voice, vita_audio
+from wavalign_ext.checkpoints.plan import ConvertError, Plan, read_json
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
-Tensors = Iterable[tuple[str, torch.Tensor]]
-
-
-class ConvertError(ValueError):
-    """SRC or DST is not what a conversion needs. The message names what was found and the remedy."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What becomes of one source folder.
-
-    ``config`` is of transformers and says the class; ``move`` gives the tensors that one tensor of SRC becomes (none
-    to drop it); ``tokenizer`` writes the tokenizer from SRC to DST; ``generation`` are the settings for inference.
-    """
-
-    config: Any
-    move: Callable[[str, torch.Tensor], Tensors]
-    tokenizer: Callable[[Path, Path], None]
-    generation: dict[str, Any]
-    layout: str
 
 
 def convert(kind: str, source: Path, target: Path) -> Plan:
@@ -166,47 +140,10 @@ def write_chat_template(folder: Path, layout: str) -> None:
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """The tokenizer's files as they are, less its chat template and a pointer to code of the source's own."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            (target / name).write_bytes((source / name).read_bytes())
-    path = target / "tokenizer_config.json"
-    if path.is_file():
-        settings = read_json(path)
-        for key in ("auto_map", "chat_template"):
-            settings.pop(key, None)
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Raises :class:`ConvertError`: no such file, or no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConvertError(f"{str(path)!r} cannot be read: {error}; give a Hugging Face model folder") from error
-
-
-def require_type(config: dict[str, Any], allowed: str, where: Path) -> None:
-    """Raises :class:`ConvertError`: the configuration is another model's."""
-    if config.get("model_type") != allowed:
-        found = config.get("model_type")
-        raise ConvertError(f"{str(where)!r} is a model of type {found!r}, not {allowed!r}: choose another kind")
-
-
-def _vita_audio(source: Path, config: dict[str, Any]) -> Plan:
-    from wavalign_ext.checkpoints import vita_audio as vita
-
-    return vita.plan(source, config)
-
-
-def _glm4_voice(source: Path, config: dict[str, Any]) -> Plan:
-    from wavalign_ext.checkpoints import glm4_voice
-
-    return glm4_voice.plan(source, config)
-
-
-KINDS: dict[str, Callable[[Path, dict[str, Any]], Plan]] = {"vita-audio": _vita_audio, "glm4-voice": _glm4_voice}
+KINDS: dict[str, Callable[[Path, dict[str, Any]], Plan]] = {
+    "vita-audio": vita_audio.plan,
+    "glm4-voice": glm4_voice.plan,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from wavalign_ext.checkpoints.convert import ConvertError, Plan, Tensors, read_json, require_type
+from wavalign_ext.checkpoints.plan import ConvertError, Plan, Tensors, read_json, require_type
 
 LAYOUT = "glm4_voice"
 # How GLM-4's tokenizer cuts text before it merges bytes.

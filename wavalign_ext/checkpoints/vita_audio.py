@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from wavalign_ext.checkpoints.convert import ConvertError, Plan, Tensors, copy_tokenizer, read_json, require_type
+from wavalign_ext.checkpoints.plan import ConvertError, Plan, Tensors, copy_tokenizer, read_json, require_type
 
 # Turns as generation_config.json has them: text and audio counts in one list.
 LAYOUTS = {(1, 4, 3, 8, 4, 10): "vita_audio_balance", (1, 10, 4, 10): "vita_audio_boost"}

@@ -239,7 +239,7 @@ def _answer(text: str, info: Mapping[str, Any], root: Path) -> SpokenAnswer:
 def _recording(name: str | None, root: Path) -> tuple[np.ndarray | None, int]:
     import soundfile
 
-    from wavalign_ext.speech.codecs.base import load_audio
+    from wavalign_ext.speech.audio import load_audio
 
     if not name:
         return None, 16000

@@ -38,7 +38,7 @@ def install() -> None:
 
 def register_estimator(_: ModuleType) -> None:
     """verl's registry of advantage estimators gains ``wavalign``."""
-    import wavalign_ext.method.advantage  # noqa: F401
+    import wavalign_ext.trainer.estimator  # noqa: F401
 
 
 def register_trainer(_: ModuleType) -> None:

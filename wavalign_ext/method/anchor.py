@@ -84,19 +84,3 @@ def split_mini_batches(groups: Sequence[Sequence[int]], prompts_per_mini_batch: 
     dealt = [[row for group in groups[first::count] for row in group] for first in range(count)]
     biggest = max(len(rows) for rows in dealt)
     return MiniBatches(dealt, math.ceil(biggest / multiple) * multiple)
-
-
-def order_for_ranks(mini_batches: Sequence[Sequence[int]], seq_lens: Sequence[int], ranks: int) -> list[int]:
-    """Row order such that verl's contiguous split over ranks, then over mini-batches, gives back ``mini_batches``.
-
-    Within a mini-batch the rows are dealt so that ranks get equally many rows and about equal work.
-    """
-    from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
-
-    per_rank: list[list[int]] = [[] for _ in range(ranks)]
-    for rows in mini_batches:
-        work = calculate_workload(torch.tensor([seq_lens[row] for row in rows], dtype=torch.int64))
-        parts: Any = get_seqlen_balanced_partitions(work, ranks, equal_size=True)  # pyright: ignore[reportArgumentType]
-        for rank, part in enumerate(parts):
-            per_rank[rank] += [rows[position] for position in part]
-    return [row for rows in per_rank for row in rows]

@@ -15,6 +15,9 @@ from wavalign_ext.config import AnchorConfig, PreferenceConfig
 from wavalign_ext.speech.layout import BOUNDARY, SPEECH, TEXT
 
 ROLLOUT, ANCHOR, PADDING = 0, 1, 2
+ROW_FIELDS = ("preference_weight", "anchor_weight", "text_weight", "speech_weight")
+"""The streams of :class:`TokenWeights` as columns of a row."""
+
 AGGREGATIONS = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 
 

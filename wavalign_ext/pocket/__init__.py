@@ -48,6 +48,6 @@ def encode_question(wave: "np.ndarray", folder: Path | None = None) -> list[int]
         wave: mono float32 at ``SAMPLE_RATE``, as :func:`wavalign_ext.speech.codecs.base.load_audio` gives it.
         folder: built assets, by default those of :func:`pocket_dir`.
     """
-    from wavalign_ext.speech.codecs.base import load_codec
+    from wavalign_ext.speech.codecs import load_codec
 
     return load_codec({"type": "units", "path": (folder or pocket_dir()) / "units"}).encode(wave)

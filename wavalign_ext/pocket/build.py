@@ -99,7 +99,8 @@ class _Builder:
         """The two codebooks, and the word error rate of a round trip through the answer codec."""
         from wavalign_ext.pocket.fit import fit_mel_vq, fit_units, round_trip_wer
         from wavalign_ext.speech.asr import load_recognizer, write_language_model
-        from wavalign_ext.speech.codecs.base import SpeechCodec, load_codec
+        from wavalign_ext.speech.codecs import load_codec
+        from wavalign_ext.speech.codecs.base import SpeechCodec
 
         heard = [wave for voice, _, wave in self.utterances() if voice.role in (WARM, RL)]
         random.Random(SEED).shuffle(heard)
@@ -133,7 +134,7 @@ class _Builder:
         import torch
 
         from wavalign_ext.pocket.tokens import build_tokenizer
-        from wavalign_ext.speech.codecs.base import load_codec
+        from wavalign_ext.speech.codecs import load_codec
         from wavalign_ext.speech.layout import load_layout
 
         layout = load_layout("pocket")

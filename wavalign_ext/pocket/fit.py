@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from wavalign_ext.pocket import ANSWER_CODES, HEARD_UNITS, SAMPLE_RATE
 from wavalign_ext.speech.asr import Recognizer, word_error_rate
-from wavalign_ext.speech.codecs.base import MelVQ, SpeechCodec, Units, save_codebook
+from wavalign_ext.speech.codecs.base import SpeechCodec
+from wavalign_ext.speech.codecs.fitted import MelVQ, Units, save_codebook
 
 MOST_FRAMES, ROUNDS = 30_000, 15
 

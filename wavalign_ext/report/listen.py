@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wavalign_ext.speech.asr import load_recognizer, word_error_rate
-from wavalign_ext.speech.codecs.base import load_audio
+from wavalign_ext.speech.audio import load_audio
 
 ABOUT = """What a run's model says: question, text, what Whisper tiny.en hears in the speech, reward and WAV file of the
 newest validation answers, as a table. The table is also written beside the answers, as validation/STEP.md."""

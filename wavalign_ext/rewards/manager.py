@@ -21,8 +21,8 @@ from wavalign_ext.rewards import RewardResult, SpokenAnswer, build_terms
 from wavalign_ext.rewards.mix import attempt
 from wavalign_ext.rewards.models import ModelThread
 from wavalign_ext.rewards.routing import route_rewards
+from wavalign_ext.speech.audio import load_audio
 from wavalign_ext.speech.codecs import load_codec
-from wavalign_ext.speech.codecs.base import load_audio
 from wavalign_ext.speech.layout import load_layout
 from wavalign_ext.speech.text_normalization import same_text
 

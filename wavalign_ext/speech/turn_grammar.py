@@ -1,8 +1,8 @@
 """Which kind of token may come next in a response that keeps its layout's schedule.
 
 :class:`Turns` follows a response token by token and accepts exactly the responses that
-:meth:`wavalign_ext.speech.layout.ResolvedLayout.split` finds no fault with: complete turns as the schedule has them, and a
-last one in which one stream has run out and the other says what it has left.
+:meth:`wavalign_ext.speech.layout.ResolvedLayout.split` finds no fault with: complete turns as the schedule has them,
+and a last one in which one stream has run out and the other says what it has left.
 """
 
 from wavalign_ext.speech.layout import BOUNDARY, SPEECH, ResolvedLayout

@@ -4,16 +4,17 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
+from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 
-from wavalign_ext.method.anchor import order_for_ranks, padding_row, split_mini_batches, supervised_row
-from wavalign_ext.method.loss import ROW_FIELDS
-from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, token_weights
+from wavalign_ext.method.anchor import padding_row, split_mini_batches, supervised_row
+from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, ROW_FIELDS, token_weights
 
 UPDATE_FIELDS = ["prompts", "responses", "input_ids", "position_ids", "response_mask", "loss_mask", "advantages"]
 UPDATE_FIELDS += ["modality", "row_kind", "temperature", "multi_modal_inputs", *ROW_FIELDS]
@@ -156,3 +157,17 @@ class ActorUpdate:
             "wavalign/rows_padding": len(self.new_rows) - self.anchors,
             "wavalign/optimiser_steps": len(self.mini_batches) * self.actor.ppo_epochs,
         }
+
+
+def order_for_ranks(mini_batches: Sequence[Sequence[int]], seq_lens: Sequence[int], ranks: int) -> list[int]:
+    """Row order such that verl's contiguous split over ranks, then over mini-batches, gives back ``mini_batches``.
+
+    Within a mini-batch the rows are dealt so that ranks get equally many rows and about equal work.
+    """
+    per_rank: list[list[int]] = [[] for _ in range(ranks)]
+    for rows in mini_batches:
+        work = calculate_workload(torch.tensor([seq_lens[row] for row in rows], dtype=torch.int64))
+        parts: Any = get_seqlen_balanced_partitions(work, ranks, equal_size=True)  # pyright: ignore[reportArgumentType]
+        for rank, part in enumerate(parts):
+            per_rank[rank] += [rows[position] for position in part]
+    return [row for rows in per_rank for row in rows]

@@ -27,9 +27,9 @@ from verl.utils.py_functional import rename_dict
 
 from wavalign_ext.config import WavAlignConfig
 from wavalign_ext.integration.fused_head import SCORE_ONLY
-from wavalign_ext.method.advantage import Route, preferred_tokens
+from wavalign_ext.integration.verl_loss import VerlLoss
 from wavalign_ext.method.anchor import rows_to_tensordict
-from wavalign_ext.method.loss import LossCoefficients, VerlLoss
+from wavalign_ext.method.loss import LossCoefficients
 from wavalign_ext.method.mixing import MixingController
 from wavalign_ext.method.policy_sums import policy_metrics
 from wavalign_ext.method.token_weights import modality_masks
@@ -37,6 +37,7 @@ from wavalign_ext.rewards.routing import rewards_by_modality
 from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.layout import load_layout
 from wavalign_ext.trainer.actor_batch import ActorUpdate, real_rows
+from wavalign_ext.trainer.estimator import Route, preferred_tokens
 from wavalign_ext.trainer.group_filter import ScoredGroups
 from wavalign_ext.trainer.metrics import RolloutBatch, reward_metrics, rollout_metrics
 from wavalign_ext.trainer.rollout_dump import SampleWriter, plain
@@ -173,11 +174,11 @@ class WavAlignTrainer(PPOTrainerSync):
             text, speech = modality_masks(self.layout.modality(ids), mask, self.wav.boundaries)
             rows.append({KL_TOKENS: (text if kl.text > 0 else speech).long()})
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows_to_tensordict(rows))
-        batch.extra_info[SCORE_ONLY] = KL_TOKENS
+        batch.extra_info |= {SCORE_ONLY: KL_TOKENS}
         try:
             return super()._compute_ref_log_prob(batch, metrics)
         finally:
-            del batch.extra_info[SCORE_ONLY]
+            batch.extra_info.pop(SCORE_ONLY)
 
     # --- rewards → advantages, λ ----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wavalign_ext.speech.codecs.base import register_codec
+from wavalign_ext.speech.codecs import register_codec
 
 
 @register_codec("tones")

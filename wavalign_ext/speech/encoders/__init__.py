@@ -3,8 +3,6 @@
 Each imports what it needs when it is built, so a missing package or folder is an error of the one who asked for it.
 """
 
-import importlib
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +10,14 @@ from wavalign_ext.speech.encoders import base as _base
 from wavalign_ext.speech.encoders import sensevoice as _sensevoice  # noqa: F401
 from wavalign_ext.speech.encoders import step_audio2 as _step_audio2  # noqa: F401
 from wavalign_ext.speech.encoders import whisper as _whisper  # noqa: F401
+from wavalign_ext.speech.external import import_external_modules
 
 
 def load_encoder(spec: Mapping[str, Any]) -> _base.SpeechEncoder:
-    """:func:`base.load_encoder` outside a run: encoders of the user's packages are known as they are in one.
+    """The encoder of ``{"type": name, **arguments}``, those of the user's packages included.
 
-    verl imports what ``VERL_USE_EXTERNAL_MODULES`` names; so does this. Raises ImportError for a name that is none.
+    Raises as :func:`wavalign_ext.speech.encoders.base.load_encoder`; ImportError where ``VERL_USE_EXTERNAL_MODULES``
+    names no module.
     """
-    for name in os.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(","):
-        if name.strip():
-            importlib.import_module(name.strip())
+    import_external_modules()
     return _base.load_encoder(spec)
