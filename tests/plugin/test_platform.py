@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from wavalign_ext.config import ConfigError
-from wavalign_ext.integration import hardware, run
+from wavalign_ext.checks.preflight import Preflight
+from wavalign_ext.integration import hardware, patches, run, versions
 
 NO_ACCELERATOR = pytest.mark.skipif(hardware.accelerator_visible(), reason="about a machine without an accelerator")
 GPU_RECIPES = (
@@ -23,25 +23,32 @@ GPU_RECIPES = (
     ("+recipe=wavalign_vita_audio_2nodes",),
     ("+recipe=wavalign_glm4_voice",),
 )
-# As verl's command does it: the import decides on a platform, then Hydra composes the recipe and calls its preflight.
+# verl's command up to the start of Ray, without the checks that want a model.
 DRIVER = """
-import json, sys
-import verl.trainer.main_ppo
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
-from verl.utils.device import auto_set_device, get_device_name, get_vendor
-from wavalign_ext.integration import run
-with initialize_config_module("verl.trainer.config", version_base=None):
-    config = compose("ppo_trainer", sys.argv[1:])
+import json, ray
+from verl.trainer import main_ppo
+from verl.utils.device import get_device_name, get_vendor
+from wavalign_ext.checks.preflight import Preflight
 imported = [get_device_name(), get_vendor()]
-run.begin(config)
-auto_set_device(config)
-print("FOUND", json.dumps({
-    "imported": imported,
-    "platform": [get_device_name(), get_vendor()],
-    "trainer.device": config.trainer.device,
-    "workers": OmegaConf.to_container(OmegaConf.select(config, run.VARIABLES), resolve=True),
-}))
+Preflight.on_job_start = lambda *_, **__: None
+run_ppo = main_ppo.run_ppo
+
+
+def watched(config, **others):
+    def init(**asked):
+        print("FOUND", json.dumps({
+            "imported": imported,
+            "platform": [get_device_name(), get_vendor()],
+            "trainer.device": config.trainer.device,
+            "workers": asked["runtime_env"]["env_vars"],
+        }), flush=True)
+        raise SystemExit(0)
+    ray.init = init
+    run_ppo(config, **others)
+
+
+main_ppo.run_ppo = watched
+main_ppo.main()
 """
 WORKER = """
 import json, verl
@@ -158,10 +165,25 @@ def test_the_cpu_platform_is_never_what_verl_detects() -> None:
 
 def test_an_unknown_platform_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERL_PLATFORM", "abacus")
-    with pytest.raises(ConfigError, match=r"VERL_PLATFORM='abacus' is not a platform of verl: use one of nvidia, "):
+    with pytest.raises(SystemExit, match=r"^wavalign: VERL_PLATFORM='abacus' is not a platform of verl: use one of nv"):
         run.begin(composed("+recipe=wavalign_vita_audio"))
 
 
 def test_workers_without_the_plugin_s_switch_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"env_vars\.VERL_ENGINE_VENDOR='metax' is not allowed"):
+    with pytest.raises(SystemExit, match=r"^wavalign: .*env_vars\.VERL_ENGINE_VENDOR='metax' is not allowed"):
         run.begin(composed("+recipe=wavalign", f"{run.VARIABLES}.VERL_ENGINE_VENDOR=metax"))
+
+
+def test_untested_versions_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(versions.TESTED, "verl", "==0.8.*")
+    with pytest.raises(SystemExit, match=r"^wavalign: untested versions: verl 0\.9\.1 \(tested: ==0\.8\.\*\)"):
+        Preflight().on_run_start(composed("+recipe=wavalign"))
+
+
+def test_an_action_that_fails_ends_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def install() -> None:
+        raise patches.PatchError("wavalign: an action, after the import of a module: KeyError('gone')")
+
+    monkeypatch.setattr(patches, "install", install)
+    with pytest.raises(SystemExit, match=r"^wavalign: an action, after the import of a module"):
+        Preflight().on_run_start(composed("+recipe=wavalign"))

@@ -59,13 +59,13 @@ class Preflight(Callback):
 
     @ends_with_one_line
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Before Hydra writes this start's configuration over that of a run that has ended."""
+        """Before Hydra copies the configuration for verl, and writes it over that of a run that has ended."""
+        run.begin(config)
         _stop_if_finished(config)
 
     @ends_with_one_line
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Check ``config`` whole. Ends the process with one line on the first thing that cannot work."""
-        run.begin(config)
         wav = check_config(config)
         _check_given(config)
         _build_pocket(config)

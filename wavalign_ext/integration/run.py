@@ -18,6 +18,9 @@ VARIABLES = "ray_kwargs.ray_init.runtime_env.env_vars"
 def begin(config: DictConfig) -> None:
     """Make this process one of the run: environment, platform, registrations and patches as its workers have them.
 
+    The workers' variables in ``config`` become what they resolve to: verl hands them to Ray as they are written. Hydra
+    copies the configuration for verl soon after ``on_run_start``, so that is where this belongs.
+
     Raises :class:`ConfigError` for versions or a configuration that cannot run, SystemExit for a plugin that did not
     load.
     """
@@ -26,17 +29,22 @@ def begin(config: DictConfig) -> None:
     from wavalign_ext import plugin
     from wavalign_ext.integration import patches
 
-    variables = {name: str(value) for name, value in (OmegaConf.select(config, VARIABLES) or {}).items()}
-    if variables.get("VERL_ENGINE_VENDOR") != plugin.ENGINE_VENDOR:
+    variables = OmegaConf.select(config, VARIABLES)
+    for name in variables:
+        variables[name] = str(variables[name])
+    if variables.VERL_ENGINE_VENDOR != plugin.ENGINE_VENDOR:
         raise ConfigError(
-            f"{VARIABLES}.VERL_ENGINE_VENDOR={variables.get('VERL_ENGINE_VENDOR')!r} is not allowed: it must be "
+            f"{VARIABLES}.VERL_ENGINE_VENDOR={variables.VERL_ENGINE_VENDOR!r} is not allowed: it must be "
             f"{plugin.ENGINE_VENDOR!r}, or no worker has WavAlign's trainer and engine"
         )
-    if (mine := os.environ.get("VERL_PLATFORM")) and mine != (theirs := variables.get("VERL_PLATFORM", mine)):
-        print(f"wavalign: the hardware preset's VERL_PLATFORM={theirs} replaces {mine} of this shell", flush=True)
+    if (mine := os.environ.get("VERL_PLATFORM")) and mine != variables.VERL_PLATFORM:
+        print(
+            f"wavalign: the hardware preset's VERL_PLATFORM={variables.VERL_PLATFORM} replaces {mine} of this shell",
+            flush=True,
+        )
     os.environ.update(variables)  # the raylet inherits it from here
     patches.install()
-    _decide_platform_again()
+    _decide_platform_again(variables.VERL_PLATFORM)
 
 
 def require_plugin() -> None:
@@ -53,13 +61,10 @@ def require_plugin() -> None:
         )
 
 
-def _decide_platform_again() -> None:
-    """Give verl the platform of ``VERL_PLATFORM`` in place of the one that it chose when it was imported."""
+def _decide_platform_again(name: str) -> None:
+    """Give verl this platform in place of the one that it chose when it was imported."""
     from verl.plugin.platform import PlatformRegistry, get_platform, set_platform
 
-    name = os.environ.get("VERL_PLATFORM", "").strip().lower()
-    if not name:
-        return
     wanted = PlatformRegistry.get(name)
     if wanted is None:
         known = ", ".join(PlatformRegistry.registered_names())

@@ -174,7 +174,8 @@ class WavAlignTrainer(PPOTrainerSync):
             text, speech = modality_masks(self.layout.modality(ids), mask, self.wav.boundaries)
             rows.append({KL_TOKENS: (text if kl.text > 0 else speech).long()})
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows_to_tensordict(rows))
-        batch.extra_info |= {SCORE_ONLY: KL_TOKENS}
+        assert batch.extra_info is not None
+        batch.extra_info[SCORE_ONLY] = KL_TOKENS
         try:
             return super()._compute_ref_log_prob(batch, metrics)
         finally:
