@@ -97,7 +97,7 @@ def make_rows(vocabulary: int, prompts: int, anchors: bool) -> Any:
         torch.ones(len(rows)),
         preference=PreferenceConfig(),
         anchor=AnchorConfig(),
-        boundaries="speech",
+        boundary_modality="speech",
         aggregation="seq-mean-token-mean",
     )
     streams = (weights.preference, weights.anchor, weights.text, weights.speech)

@@ -16,6 +16,20 @@ __all__ = ["ConfigError", "WavAlignConfig"]
 
 MODALITIES = ("text", "speech")
 KEY = "wavalign"
+RENAMED = {
+    "boundaries": "boundary_modality",
+    "heard_codec": "input_codec",
+    "hold_schedule": "constrained_decoding",
+    "samples": "audio_dump",
+    "audio_dump.count": "audio_dump.max_answers",
+    "mixing.gate_centre": "mixing.reward_threshold",
+    "mixing.gate_slope": "mixing.reward_sharpness",
+    "mixing.smoothing": "mixing.ema_decay",
+    "watchdog.check_s": "watchdog.poll_interval_s",
+    "watchdog.silent_s": "watchdog.heartbeat_timeout_s",
+    "watchdog.step_s": "watchdog.step_timeout_s",
+}
+"""Keys of earlier versions, by what they are called now."""
 
 
 def _scale(pair: tuple[float, float]) -> tuple[float, float]:
@@ -91,11 +105,11 @@ class MixingConfig(Section):
     """λ where ``type`` is fixed: 1 is the preference alone, 0 the anchor alone."""
     lambda_max: float = Field(default=0.8, ge=0, le=1)
     """The most that an adaptive λ can be."""
-    smoothing: float = Field(default=0.9, ge=0, lt=1)
+    ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """α of the moving average over steps: how much of the last λ stays."""
-    gate_centre: float | None = None
+    reward_threshold: float | None = None
     """τ, the best reward of a prompt at which its gate is half open. Null: the middle of the reward scale."""
-    gate_slope: float | None = Field(default=None, gt=0)
+    reward_sharpness: float | None = Field(default=None, gt=0)
     """k, how steeply the gate opens. Null: 20 over the width of the reward scale."""
     variance_scale: float | None = Field(default=None, gt=0)
     """v0, the variance of a prompt's rewards that counts as full. Null: the largest that the scale allows."""
@@ -105,7 +119,7 @@ class MixingConfig(Section):
         if self.type == "fixed":
             if self.value is None:
                 raise ConfigError(refusal(f"{KEY}.mixing.value", None, "a number in [0, 1] with mixing.type=fixed."))
-            unused = ("lambda_max", "smoothing", "gate_centre", "gate_slope", "variance_scale")
+            unused = ("lambda_max", "ema_decay", "reward_threshold", "reward_sharpness", "variance_scale")
         else:
             unused = ("value",)
         for name in unused:
@@ -174,11 +188,11 @@ def _check_term(key: str, term: Any) -> None:
 class WatchdogConfig(Section):
     """A run ends when a worker is lost or a step does not end; see ``wavalign_ext/trainer/watchdog.py``."""
 
-    check_s: float = Field(default=5.0, gt=0)
+    poll_interval_s: float = Field(default=5.0, gt=0)
     """Seconds between two looks at the workers."""
-    silent_s: float = Field(default=60.0, gt=0)
+    heartbeat_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds without an answer after which a worker counts as lost."""
-    step_s: float | None = Field(default=None, gt=0)
+    step_timeout_s: float | None = Field(default=None, gt=0)
     """The most seconds that a step may take. Null: any time."""
 
 
@@ -192,11 +206,11 @@ class UpdateConfig(Section):
     is left out."""
 
 
-class SamplesConfig(Section):
-    """What is kept of the rollouts of a logged step."""
+class AudioDumpConfig(Section):
+    """What is kept to listen to of a logged step."""
 
-    count: int = Field(default=8, ge=0)
-    """How many are decoded to WAV."""
+    max_answers: int = Field(default=8, ge=0)
+    """How many answers are decoded to WAV."""
 
 
 class WavAlignConfig(Section):
@@ -206,11 +220,11 @@ class WavAlignConfig(Section):
     """How text and speech tokens alternate: the name of a layout, its file, or its keys; see docs/layouts.md."""
     codec: dict[str, Any]
     """The codec of the answers: ``{type: NAME, ...}``, its other keys being the codec's own."""
-    heard_codec: dict[str, Any] | None = None
+    input_codec: dict[str, Any] | None = None
     """The codec of the user's speech, where it is another one."""
     audio_root: str | None = None
     """The folder that ``question_audio`` and ``answer_audio`` of the data are relative to. Null: the current one."""
-    boundaries: Literal["speech", "text", "ignore"] = "speech"
+    boundary_modality: Literal["speech", "text", "ignore"] = "speech"
     """What the tokens between text and speech count as."""
     preference: PreferenceConfig = PreferenceConfig()
     """The policy gradient on rollouts."""
@@ -222,11 +236,11 @@ class WavAlignConfig(Section):
     """λ, the weight of the preference against the anchor."""
     reward: RewardConfig = RewardConfig()
     """What is scored."""
-    samples: SamplesConfig = SamplesConfig()
+    audio_dump: AudioDumpConfig = AudioDumpConfig()
     """What is kept to listen to."""
     update: UpdateConfig = UpdateConfig()
     """How an update computes."""
-    hold_schedule: bool = False
+    constrained_decoding: bool = False
     """Rollouts may only say what the layout's schedule lets come next; see ``rollout/schedule_logits_processor.py``."""
     seeded_sampling: bool = True
     """Each rollout has a seed of its own, so that a run can be repeated; see ``wavalign_ext/rollout/agent_loop.py``."""
@@ -261,4 +275,9 @@ class WavAlignConfig(Section):
     @classmethod
     def from_mapping(cls, node: Any) -> "WavAlignConfig":
         """Build from the resolved ``wavalign`` node. Raises :class:`ConfigError` on an unknown key or a bad value."""
+        for old, new in RENAMED.items():
+            section, _, name = old.rpartition(".")
+            place = node.get(section) if section and isinstance(node, Mapping) else node
+            if isinstance(place, Mapping) and name in place:
+                raise ConfigError(refusal(f"{KEY}.{old}", place[name], f"this key is {KEY}.{new} now."))
         return build(cls, node, KEY)

@@ -58,7 +58,7 @@ def overrides(run: Run, steps: int, folder: Path, val_files: list[Path]) -> list
         "actor_rollout_ref.actor.optim.lr_warmup_steps": 2,
         "actor_rollout_ref.rollout.seed": run.seed,
         "data.val_files": f"[{','.join(map(str, val_files))}]",
-        "wavalign.samples.count": 4,
+        "wavalign.audio_dump.max_answers": 4,
     }
     words = [f"{key}={value}" for key, value in keys.items()]
     if run.noise:

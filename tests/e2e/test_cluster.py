@@ -12,7 +12,7 @@ import pytest
 from jobs import Job
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-HERE = Path(__file__).parents[1]
+SUPPORT = Path(__file__).parents[1] / "support"
 DEADLINE_S = 120
 # vLLM chooses a free port and listens on it half a minute later, when one of Ray's many processes may have it.
 PORT_TAKEN = "DistNetworkError: The server socket has failed to listen"
@@ -32,7 +32,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
     """Two fresh nodes: their address, and the process that all of theirs descend from."""
     file, log = tmp_path / "address", open(tmp_path / "nodes.log", "w")
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "two_nodes.py"), str(file)],
+        [sys.executable, str(SUPPORT / "two_nodes.py"), str(file)],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
@@ -71,7 +71,7 @@ def start(address: str, folder: Path, steps: int) -> Job:
         "trainer.save_freq=1",
         "trainer.test_freq=-1",
         "trainer.val_before_train=false",
-        "wavalign.watchdog.check_s=2",
+        "wavalign.watchdog.poll_interval_s=2",
         # The nodes were started before the job, so its environment does not reach their workers by itself.
         f"+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={folder}/metrics.jsonl",
         limit_s=600,

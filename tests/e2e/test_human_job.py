@@ -45,7 +45,11 @@ def _line(name: str, question: Path, answer: Path, asked: str, text: str) -> dic
 @pytest.fixture(scope="module")
 def job(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     overrides = [f"data.{split}_files={prepared / split}.parquet" for split in ("train", "val")]
-    overrides += [f"wavalign.audio_root={prepared}", f"data.train_batch_size={BATCH}", "wavalign.samples.count=64"]
+    overrides += [
+        f"wavalign.audio_root={prepared}",
+        f"data.train_batch_size={BATCH}",
+        "wavalign.audio_dump.max_answers=64",
+    ]
     # Whole sentences are longer than pocket's own, and spelt by this tokenizer letter by letter.
     overrides += ["data.max_prompt_length=190", "data.max_response_length=300"]
     overrides += ["actor_rollout_ref.rollout.max_model_len=500", "trainer.val_before_train=false"]

@@ -33,7 +33,7 @@ SMALL = [
 ]
 RECIPES = {"glm4_voice": "wavalign_glm4_voice"}
 SLOW = pytest.mark.slow
-# A random model breaks the schedule soon; with hold_schedule it cannot, and the way back is exact.
+# A random model breaks the schedule soon; with constrained_decoding it cannot, and the way back is exact.
 CASES = [
     pytest.param("vita_audio_balance", False, id="vita_audio_balance"),
     pytest.param("vita_audio_boost", True, id="vita_audio_boost, held", marks=SLOW),
@@ -67,7 +67,7 @@ def test_two_steps(name: str, held: bool, tmp_path: Path) -> None:
         f"actor_rollout_ref.model.path={model}",
         f"data.train_files={rows}",
         f"data.val_files={rows}",
-        f"wavalign.hold_schedule={str(held).lower()}",
+        f"wavalign.constrained_decoding={str(held).lower()}",
         # Cut off by top_p or held, the sampler's distribution is not the policy's; without, the two must agree.
         f"actor_rollout_ref.rollout.top_p={0.9 if held else 1.0}",
         *SMALL,

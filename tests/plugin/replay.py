@@ -79,7 +79,7 @@ def make_batch(world: int, micro: int) -> tuple[torch.Tensor, list[int]]:
         kinds != PADDING,
         preference=PreferenceConfig(),
         anchor=AnchorConfig(),
-        boundaries="speech",
+        boundary_modality="speech",
         aggregation="seq-mean-token-mean",
     )
     streams = (weights.preference, weights.anchor, weights.text, weights.speech)

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from verl import DataProto
 
-from wavalign_ext.config import SamplesConfig, WavAlignConfig
+from wavalign_ext.config import AudioDumpConfig, WavAlignConfig
 from wavalign_ext.rewards import SpokenAnswer, TermFailed, register_term
 from wavalign_ext.rewards.manager import SpokenRewardManager
 from wavalign_ext.speech.codecs import load_codec
@@ -176,7 +176,7 @@ def test_a_failed_term_of_weight_0_does_not_make_the_answer_missing(world: Any, 
 
 def dumped(world: Any, folder: Path, found: dict[str, Any]) -> dict[str, Any]:
     """The line of ``rollouts/STEP.jsonl``; the queue holds a mean where the score is missing."""
-    setup, config = world.setup(), WavAlignConfig(layout=None, codec={}, samples=SamplesConfig(count=8))
+    setup, config = world.setup(), WavAlignConfig(layout=None, codec={}, audio_dump=AudioDumpConfig(max_answers=8))
     writer = SampleWriter(setup.layout, load_codec(world.codec), setup.tokenizer, config)
     score = 3.0 if math.isnan(found["reward_score"]) else found["reward_score"]
     rows = {

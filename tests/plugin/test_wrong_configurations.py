@@ -26,10 +26,10 @@ WRONG = {
     # types and bounds of our keys
     "wavalign.mixing.lambda_max=null": r"=None is not allowed: a number in \[0, 1\]. Left out, it is 0.8",
     "wavalign.mixing.lambda_max=1.5": r"=1.5 is not allowed: a number in \[0, 1\]",
-    "wavalign.mixing.smoothing=high": r"='high' is not allowed: a number in \[0, 1\)",
-    "wavalign.mixing.smoothing=1": "=1 is not allowed",
-    "wavalign.mixing.gate_slope=0": "=0 is not allowed: a number > 0, or null",
-    "wavalign.mixing.gate_centre=middle": "='middle' is not allowed: a number, or null",
+    "wavalign.mixing.ema_decay=high": r"='high' is not allowed: a number in \[0, 1\)",
+    "wavalign.mixing.ema_decay=1": "=1 is not allowed",
+    "wavalign.mixing.reward_sharpness=0": "=0 is not allowed: a number > 0, or null",
+    "wavalign.mixing.reward_threshold=middle": "='middle' is not allowed: a number, or null",
     "wavalign.mixing.variance_scale=-1": "=-1 is not allowed: a number > 0, or null",
     "wavalign.mixing.type=auto": CHOICE,
     "wavalign.mixing=0.5": "=0.5 is not allowed: a mapping with the keys type, value",
@@ -51,11 +51,11 @@ WRONG = {
     "wavalign.preference.text_weight=.inf": "=inf is not allowed",
     "wavalign.preference.advantage=gae": CHOICE,
     "wavalign.anchor.tokens=none": CHOICE,
-    "wavalign.boundaries=maybe": CHOICE,
-    "wavalign.samples.count=2.5": "=2.5 is not allowed: an integer ≥ 0",
-    "wavalign.watchdog.check_s=0": "=0 is not allowed: a number > 0",
-    "wavalign.watchdog.step_s=never": "='never' is not allowed",
-    "wavalign.hold_schedule=1": "=1 is not allowed: true or false",
+    "wavalign.boundary_modality=maybe": CHOICE,
+    "wavalign.audio_dump.max_answers=2.5": "=2.5 is not allowed: an integer ≥ 0",
+    "wavalign.watchdog.poll_interval_s=0": "=0 is not allowed: a number > 0",
+    "wavalign.watchdog.step_timeout_s=never": "='never' is not allowed",
+    "wavalign.constrained_decoding=1": "=1 is not allowed: true or false",
     "wavalign.audio_root=3": "=3 is not allowed: text, or null",
     "wavalign.layout=7": "=7 is not allowed: the name or the file of a layout",
     "wavalign.codec=mel_vq": "='mel_vq' is not allowed: a mapping",
@@ -68,7 +68,7 @@ WRONG = {
     # contradictions
     "wavalign.mixing.value=0.3": "=0.3 is not allowed: mixing.type=adaptive does not use it",
     "wavalign.mixing.type=fixed wavalign.mixing.value=null": r"=None is not allowed: a number in \[0, 1\]",
-    "wavalign.mixing.type=fixed wavalign.mixing.value=0.5 wavalign.mixing.gate_slope=3": "type=fixed does not use it",
+    "wavalign.mixing.type=fixed wavalign.mixing.value=0.5 wavalign.mixing.reward_sharpness=3": "does not use it",
     "wavalign.mixing.type=fixed wavalign.mixing.value=0.5 wavalign.mixing.lambda_max=1": "type=fixed does not use it",
     "wavalign.preference.speech_weight=0 wavalign.preference.text_weight=0": "no token has a weight.*Raise it, or set",
     "wavalign.preference.tokens=speech wavalign.preference.speech_weight=0": "with tokens=speech no token has a weight",
@@ -201,8 +201,8 @@ def test_what_acts_passes(default: DictConfig, overrides: str) -> None:
 
 
 def test_several_problems_are_all_named(default: DictConfig) -> None:
-    line = refusal(changed(default, "wavalign.kl.text=x wavalign.mixing.lambda_max=2 wavalign.samples.number=1"))
-    assert "kl.text='x'" in line and "(and 2 more: wavalign.mixing.lambda_max, wavalign.samples.number)" in line
+    line = refusal(changed(default, "wavalign.kl.text=x wavalign.mixing.lambda_max=2 wavalign.audio_dump.number=1"))
+    assert "kl.text='x'" in line and "(and 2 more: wavalign.mixing.lambda_max, wavalign.audio_dump.number)" in line
     line = refusal(changed(default, f"algorithm.gamma=0.5 {ACTOR}.tau_pos=2"))
     assert f"{ACTOR}.tau_pos=2 {NOTHING}" in line and "(and 1 more: algorithm.gamma)" in line
 
@@ -220,12 +220,19 @@ VALUES = st.one_of(
     st.dictionaries(st.from_regex(r"\A[a-z]{1,9}\Z"), st.integers(0, 9), min_size=1),
 )
 KEYS = dict(sections(WavAlignConfig))
-NULL = {"heard_codec", "audio_root", "mixing.value", "mixing.gate_centre", "mixing.gate_slope", "mixing.variance_scale"}
-NULL |= {"reward.routes.text", "reward.routes.speech", "watchdog.step_s"}
+NULL = {
+    "input_codec",
+    "audio_root",
+    "mixing.value",
+    "mixing.reward_threshold",
+    "mixing.reward_sharpness",
+    "mixing.variance_scale",
+}
+NULL |= {"reward.routes.text", "reward.routes.speech", "watchdog.step_timeout_s"}
 # By the name of a key: the types that it may have, apart from null. Written out, so that it does not follow the code.
-TYPES: dict[str, tuple[type, ...]] = {"layout": (str, dict), "codec": (dict,), "heard_codec": (dict,), "terms": (dict,)}
+TYPES: dict[str, tuple[type, ...]] = {"layout": (str, dict), "codec": (dict,), "input_codec": (dict,), "terms": (dict,)}
 TYPES |= {"audio_root": (str,), "boundaries": (str,), "tokens": (str,), "type": (str,), "advantage": (str,)}
-TYPES |= {"hold_schedule": (bool,), "count": (int,), "scale": ()}
+TYPES |= {"constrained_decoding": (bool,), "count": (int,), "scale": ()}
 
 
 def is_wrong(key: str, value: Any) -> bool:

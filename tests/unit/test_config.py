@@ -13,7 +13,7 @@ from wavalign_ext.schema import Section, allowed, sections
 
 BASE = Path(__file__).parents[2] / "recipes/wavalign_recipes/wavalign/base.yaml"
 # What base.yaml fills with the embedded default's parts, and has no default of its own.
-POCKET = {"layout", "codec", "heard_codec", "audio_root", "reward.terms"}
+POCKET = {"layout", "codec", "input_codec", "audio_root", "reward.terms"}
 
 
 def build(**node: Any) -> WavAlignConfig:
@@ -48,15 +48,15 @@ def test_every_key_says_what_it_is_for() -> None:
     assert [key for key, field in keys.items() if not field.description] == []
     assert len(keys) > 35
     assert allowed(keys["mixing.lambda_max"]) == "a number in [0, 1]"
-    assert allowed(keys["mixing.smoothing"]) == "a number in [0, 1)"
-    assert allowed(keys["mixing.gate_slope"]) == "a number > 0, or null"
+    assert allowed(keys["mixing.ema_decay"]) == "a number in [0, 1)"
+    assert allowed(keys["mixing.reward_sharpness"]) == "a number > 0, or null"
     assert allowed(keys["preference.tokens"]) == "one of all, text, speech"
-    assert allowed(keys["samples.count"]) == "an integer ≥ 0"
+    assert allowed(keys["audio_dump.max_answers"]) == "an integer ≥ 0"
 
 
 def test_whole_numbers_are_numbers() -> None:
-    wav = build(mixing={"lambda_max": 1}, reward={"scale": [0, 10]}, watchdog={"step_s": 7200})
-    assert (wav.mixing.lambda_max, wav.reward.scale, wav.watchdog.step_s) == (1.0, (0.0, 10.0), 7200.0)
+    wav = build(mixing={"lambda_max": 1}, reward={"scale": [0, 10]}, watchdog={"step_timeout_s": 7200})
+    assert (wav.mixing.lambda_max, wav.reward.scale, wav.watchdog.step_timeout_s) == (1.0, (0.0, 10.0), 7200.0)
 
 
 def test_a_section_cannot_be_changed_later() -> None:

@@ -208,11 +208,11 @@ def check_codec(patient: Patient) -> Iterator[Finding]:
     )
     remedy = f"a codec with {wanted} codes whose round trip keeps the length: check wavalign.codec and the layout"
     yield Finding("codec", OK if good else FAIL, text, remedy)
-    if patient.wav.heard_codec:
-        heard = load_codec(patient.wav.heard_codec, device="cpu")
+    if patient.wav.input_codec:
+        heard = load_codec(patient.wav.input_codec, device="cpu")
         count = len(heard.encode(_tone(heard.sample_rate)))
-        text = f"{patient.wav.heard_codec['type']}: 1 s → {count} codes of {heard.codebook_size}"
-        yield Finding("heard codec", OK if count else FAIL, text, "check wavalign.heard_codec")
+        text = f"{patient.wav.input_codec['type']}: 1 s → {count} codes of {heard.codebook_size}"
+        yield Finding("heard codec", OK if count else FAIL, text, "check wavalign.input_codec")
 
 
 def check_data(patient: Patient) -> Iterator[Finding]:

@@ -54,7 +54,7 @@ def _check_row(
     needs_target: bool,
 ) -> None:
     ids = prompt_ids(tokenizer, row["prompt"], **(config.data.get("apply_chat_template_kwargs") or {}))
-    if not any(layout.heard_start <= i < layout.heard_end for i in ids):
+    if not any(layout.user_speech_start <= i < layout.user_speech_end for i in ids):
         raise ConfigError(
             f"{where}: the prompt has no audio: no token of the user's speech ({layout.layout.name}) is in it"
         )

@@ -60,8 +60,8 @@ class MixingController:
         if not low < high:
             raise ValueError(f"reward scale {scale} is not allowed: give (low, high) with low < high")
         given = self.config
-        self.gate_centre = (low + high) / 2 if given.gate_centre is None else given.gate_centre
-        self.gate_slope = 20 / (high - low) if given.gate_slope is None else given.gate_slope
+        self.reward_threshold = (low + high) / 2 if given.reward_threshold is None else given.reward_threshold
+        self.reward_sharpness = 20 / (high - low) if given.reward_sharpness is None else given.reward_sharpness
         self.variance_scale = ((high - low) / 2) ** 2 if given.variance_scale is None else given.variance_scale
         self.average: float | None = None
         self.last: Mixing | None = None
@@ -101,7 +101,7 @@ class MixingController:
             return float(self.config.value)
         if scored == 0:
             return 0.0
-        kept = self.config.smoothing
+        kept = self.config.ema_decay
         self.average = raw if self.average is None else (1 - kept) * raw + kept * self.average
         return self.average
 
@@ -111,7 +111,7 @@ class MixingController:
         if len(known) < 2:
             return 0.0, math.nan, math.nan, math.nan, math.nan
         best, variance = float(known.max()), float(known.var())
-        reward_gate = _sigmoid(self.gate_slope * (best - self.gate_centre))
+        reward_gate = _sigmoid(self.reward_sharpness * (best - self.reward_threshold))
         information_gate = min(max(variance / self.variance_scale, 0.0), 1.0)
         return self.config.lambda_max * reward_gate * information_gate, reward_gate, information_gate, best, variance
 

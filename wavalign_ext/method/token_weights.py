@@ -38,15 +38,15 @@ class TokenWeights:
 
 
 def modality_masks(
-    modality_RT: torch.Tensor, mask_RT: torch.Tensor, boundaries: str
+    modality_RT: torch.Tensor, mask_RT: torch.Tensor, boundary_modality: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boolean masks (R, T) of text and of speech tokens; boundaries go where ``boundaries`` says."""
+    """Boolean masks (R, T) of text and of speech tokens; boundaries go where ``boundary_modality`` says."""
     mask_RT = mask_RT.bool()
     text, speech = (modality_RT == TEXT) & mask_RT, (modality_RT == SPEECH) & mask_RT
     boundary = (modality_RT == BOUNDARY) & mask_RT
-    if boundaries == "speech":
+    if boundary_modality == "speech":
         speech = speech | boundary
-    elif boundaries == "text":
+    elif boundary_modality == "text":
         text = text | boundary
     return text, speech
 
@@ -59,7 +59,7 @@ def token_weights(
     *,
     preference: PreferenceConfig,
     anchor: AnchorConfig,
-    boundaries: str,
+    boundary_modality: str,
     aggregation: str,
     scale: float | None = None,
     dtype: torch.dtype = torch.float32,
@@ -77,7 +77,7 @@ def token_weights(
 
     A row without a token of the wanted kind contributes nothing and is not counted in the mean over rows.
     """
-    text, speech = modality_masks(modality_RT, mask_RT, boundaries)
+    text, speech = modality_masks(modality_RT, mask_RT, boundary_modality)
     rollout = ((kind_R == ROLLOUT) & scored_R.bool())[:, None]
     target = (kind_R == ANCHOR)[:, None]
 

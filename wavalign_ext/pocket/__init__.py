@@ -3,6 +3,7 @@
 ``python -m wavalign_ext.pocket`` builds it; the recipes build it when it is missing. Importing this is cheap.
 """
 
+import ast
 import hashlib
 import os
 from importlib import resources
@@ -23,15 +24,19 @@ _PARTS = ("torch", "transformers", "ttspico", "pocketsphinx", "scikit-learn")
 
 
 def pocket_dir() -> Path:
-    """The folder of the built assets, named by a hash of what makes them: source files, layout data, package versions.
+    """The folder of the built assets, named by a hash of what makes them: source code, layout, package versions.
 
-    It lies in ``$WAVALIGN_CACHE``, by default ``~/.cache/wavalign``.
+    Comments, docstrings and imports do not count, so that moving or explaining code rebuilds nothing. The folder lies
+    in ``$WAVALIGN_CACHE``, by default ``~/.cache/wavalign``.
     """
+    from omegaconf import OmegaConf
+
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in [*sorted(here.glob("*.py")), here.parent / "codec.py"]:
-        digest.update(source.read_bytes())
-    digest.update((resources.files("wavalign_recipes") / "layout" / "pocket.yaml").read_bytes())
+    for source in [*sorted(here.glob("*.py")), here.parent / "speech" / "codecs" / "fitted.py"]:
+        digest.update(_code(source.read_text(encoding="utf-8")).encode())
+    layout = OmegaConf.create((resources.files("wavalign_recipes") / "layout" / "pocket.yaml").read_text())
+    digest.update(OmegaConf.to_yaml(layout, sort_keys=True).encode())
     for package in _PARTS:
         try:
             digest.update(f"{package}={version(package)}".encode())
@@ -41,8 +46,23 @@ def pocket_dir() -> Path:
     return root / f"pocket-{digest.hexdigest()[:12]}"
 
 
+def _code(source: str) -> str:
+    """What a module does: its syntax tree without docstrings and imports."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                part
+                for part in body
+                if not isinstance(part, ast.Import | ast.ImportFrom)
+                and not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
+            ]
+    return ast.dump(tree)
+
+
 def encode_question(wave: "np.ndarray", folder: Path | None = None) -> list[int]:
-    """Any recording as the units that a prompt holds; ``ResolvedLayout.heard_prompt`` makes them a message.
+    """Any recording as the units that a prompt holds; ``ResolvedLayout.user_speech_prompt`` makes them a message.
 
     Args:
         wave: mono float32 at ``SAMPLE_RATE``, as :func:`wavalign_ext.speech.codecs.base.load_audio` gives it.

@@ -163,7 +163,7 @@ class _Builder:
 
         from wavalign_ext.speech.layout import TokenRange, load_layout
 
-        heard = load_layout("pocket").heard
+        heard = load_layout("pocket").user_speech
         assert isinstance(heard, TokenRange) and heard.pattern is not None
         rows = []
         for number, (voice, q, wave, codes) in enumerate(spoken):
@@ -216,7 +216,7 @@ class _Builder:
         for voice_role, q, codes in torch.load(self.work / "spoken.pt", weights_only=False):
             if voice_role != role or q.held_out:
                 continue
-            message = [{"role": "user", "content": layout.heard_prompt(codes)}]
+            message = [{"role": "user", "content": layout.user_speech_prompt(codes)}]
             prompt = tokenizer.apply_chat_template(
                 message, add_generation_prompt=True, tokenize=True, return_dict=False
             )

@@ -21,7 +21,7 @@ def build_tokenizer(sentences: list[str], layout: Layout) -> Qwen2Tokenizer:
     corpus = [*sentences, *(role * 2 for role in ROLES)]
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(corpus, MORE_THAN_ENOUGH, show_progress=False)
     specials = [PAD, START, END, *(name for name in (layout.begin, layout.end) if name)]
-    for tokens in (layout.heard, layout.speech):
+    for tokens in (layout.user_speech, layout.speech):
         assert isinstance(tokens, TokenRange) and tokens.pattern is not None
         specials += [tokens.pattern.format(code) for code in range(tokens.count)]
     added = [AddedToken(name, special=True, normalized=False) for name in specials]

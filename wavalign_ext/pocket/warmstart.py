@@ -221,10 +221,10 @@ def _disturbed(prompt: list[int], layout: ResolvedLayout, noise: float, rng: ran
     """The prompt as a worse microphone would give it: some units of the question replaced, some lost."""
     out = []
     for i in prompt:
-        if layout.heard_start <= i < layout.heard_end:
+        if layout.user_speech_start <= i < layout.user_speech_end:
             if rng.random() < 0.6 * noise:
                 continue
             if rng.random() < noise:
-                i = rng.randrange(layout.heard_start, layout.heard_end)
+                i = rng.randrange(layout.user_speech_start, layout.user_speech_end)
         out.append(i)
     return out

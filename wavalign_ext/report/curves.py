@@ -224,7 +224,7 @@ def _shown(key: str, value: Any) -> str:
     if key.endswith(".mixing"):
         if value.get("type") == "fixed":
             return f"fixed, λ = {value.get('value')}"
-        return f"{value.get('type')}, λ at most {value.get('lambda_max')}, smoothing {value.get('smoothing')}"
+        return f"{value.get('type')}, λ at most {value.get('lambda_max')}, ema_decay {value.get('ema_decay')}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {item}" for name, item in value.items())
     return " to ".join(map(str, value)) if isinstance(value, list) else str(value)

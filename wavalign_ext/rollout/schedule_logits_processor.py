@@ -1,6 +1,6 @@
 """A logits processor for vLLM that lets a response only go on as its layout's schedule does.
 
-Imported by vLLM's engine, on ``wavalign.hold_schedule=true``: the recipe names it in
+Imported by vLLM's engine, on ``wavalign.constrained_decoding=true``: the recipe names it in
 ``actor_rollout_ref.rollout.engine_kwargs.vllm.logits_processors`` and puts the layout into ``additional_config``. It
 holds for training rollouts and for validation alike.
 
@@ -20,7 +20,7 @@ from wavalign_ext.speech.turn_grammar import KINDS, Turns, kinds_of_ids
 LAYOUT_KEY = "wavalign_layout"
 
 
-class HoldSchedule(LogitsProcessor):
+class ConstrainedDecoding(LogitsProcessor):
     """Sets logits to −∞ where a token's kind may not come next. V ids, B requests of a batch."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
@@ -29,7 +29,9 @@ class HoldSchedule(LogitsProcessor):
         model = vllm_config.model_config
         settings = vllm_config.additional_config
         if not isinstance(settings, dict) or LAYOUT_KEY not in settings:
-            raise ValueError(f"HoldSchedule needs additional_config.{LAYOUT_KEY}: set wavalign.hold_schedule=true")
+            raise ValueError(
+                f"ConstrainedDecoding needs additional_config.{LAYOUT_KEY}: set wavalign.constrained_decoding=true"
+            )
         tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=model.trust_remote_code)
         self.layout = load_layout(settings[LAYOUT_KEY]).resolve(tokenizer)
         self.device = device

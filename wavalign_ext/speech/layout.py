@@ -32,7 +32,7 @@ class Layout:
     """A layout as its YAML file says it; see :func:`load_layout`.
 
     ``schedule``: (text tokens, audio tokens) pairs; each is used once, the last repeats; one is a fixed
-    ratio. With ``counts_boundaries`` audio counts include the two boundaries, as VITA-Audio's do. ``heard``:
+    ratio. With ``counts_boundaries`` audio counts include the two boundaries, as VITA-Audio's do. ``user_speech``:
     range of the user's speech, ``speech`` when null, or ``continuous``. ``extra``: facts for types to come.
     """
 
@@ -42,7 +42,7 @@ class Layout:
     eos: tuple[str, ...] = ()
     pad: str | None = None
     type: str = "interleaved"
-    heard: TokenRange | str | None = None
+    user_speech: TokenRange | str | None = None
     begin: str | None = None
     end: str | None = None
     counts_boundaries: bool = True
@@ -59,13 +59,15 @@ class Layout:
         unknown = [key for key in node if key not in allowed]
         if unknown or not node.get("name"):
             what = f"key {unknown[0]!r} is not known" if unknown else "name is missing"
+            if "heard" in unknown:
+                raise LayoutError(f"{where}: key 'heard' is called user_speech now")
             raise LayoutError(f"{where}: {what}: its keys are {', '.join(allowed)}")
-        for key in ("speech", "heard"):
+        for key in ("speech", "user_speech"):
             value = node.get(key)
             if isinstance(value, Mapping) and value.keys() <= {"pattern", "count", "first_id"}:
                 node[key] = TokenRange(**value)
-            elif value is not None and (key, value) != ("heard", CONTINUOUS):
-                what = "pattern and count, or first_id and count" + ", or continuous" * (key == "heard")
+            elif value is not None and (key, value) != ("user_speech", CONTINUOUS):
+                what = "pattern and count, or first_id and count" + ", or continuous" * (key == "user_speech")
                 raise LayoutError(f"{where}: {key}={value!r} is malformed: give {what}")
         node["schedule"] = _pairs(node.get("schedule") or (), where)
         eos = node.get("eos") or ()
@@ -90,14 +92,14 @@ class Layout:
             raise LayoutError(f"{where}: speech is missing: give pattern and count of the speech tokens")
         vocabulary = tokenizer.get_vocab()
         speech = self.speech.resolve(vocabulary, f"{where}, speech")
-        heard = speech
-        if isinstance(self.heard, TokenRange):
-            heard = self.heard.resolve(vocabulary, f"{where}, heard")
+        user_speech = speech
+        if isinstance(self.user_speech, TokenRange):
+            user_speech = self.user_speech.resolve(vocabulary, f"{where}, user_speech")
         around = self.chat.user_speech
         names = [*self.eos, self.begin, self.end, self.pad, *((around.begin, around.end) if around else ())]
         named = {name: id_of(name, vocabulary, where) for name in names if name is not None}
-        _check_overlap(where, speech, heard, named)
-        top = max(speech[-1], heard[-1], *named.values())
+        _check_overlap(where, speech, user_speech, named)
+        top = max(speech[-1], user_speech[-1], *named.values())
         if vocab_size is not None and top >= vocab_size:
             problem = f"token id {top} is beyond the model's vocabulary of {vocab_size}"
             raise LayoutError(f"{where}: {problem}: use its own tokenizer, or resize its embeddings")
@@ -106,8 +108,8 @@ class Layout:
             layout=self,
             speech_start=speech.start,
             speech_end=speech.stop,
-            heard_start=heard.start,
-            heard_end=heard.stop,
+            user_speech_start=user_speech.start,
+            user_speech_end=user_speech.stop,
             begin_id=None if self.begin is None else named[self.begin],
             end_id=None if self.end is None else named[self.end],
             eos_ids=tuple(named[name] for name in self.eos),
@@ -125,8 +127,8 @@ class Layout:
         if self.type not in SUPPORTED_TYPES:
             problem = "not supported yet" if self.type in UNSUPPORTED_TYPES else "not known"
             raise LayoutError(f"{where}: type {self.type!r} is {problem}: use {', '.join(SUPPORTED_TYPES)}")
-        if self.heard == CONTINUOUS:
-            problem = "heard 'continuous' is not supported yet: rollouts and training lack its audio encoder"
+        if self.user_speech == CONTINUOUS:
+            problem = "user_speech 'continuous' is not supported yet: rollouts and training lack its audio encoder"
             raise LayoutError(f"{where}: {problem}; use a model that hears tokens (vita_audio_balance)")
 
     def _check_turns(self, where: str) -> None:
@@ -170,8 +172,8 @@ class ResolvedLayout:
     layout: Layout
     speech_start: int
     speech_end: int
-    heard_start: int
-    heard_end: int
+    user_speech_start: int
+    user_speech_end: int
     begin_id: int | None
     end_id: int | None
     eos_ids: tuple[int, ...]
@@ -183,8 +185,8 @@ class ResolvedLayout:
         """TEXT, SPEECH or BOUNDARY per id: int8, same shape. Heard speech is speech, an eos is text."""
         ids = torch.as_tensor(ids)
         speech = (ids >= self.speech_start) & (ids < self.speech_end)
-        if self.heard_start != self.speech_start:
-            speech |= (ids >= self.heard_start) & (ids < self.heard_end)
+        if self.user_speech_start != self.speech_start:
+            speech |= (ids >= self.user_speech_start) & (ids < self.user_speech_end)
         result = torch.full_like(ids, TEXT, dtype=torch.int8).masked_fill_(speech, SPEECH)
         for boundary in (self.begin_id, self.end_id):
             if boundary is not None:
@@ -243,7 +245,7 @@ class ResolvedLayout:
         text, codes = ([i for chunk in chunks for i in chunk[stream]] for stream in (0, 1))
         return Split(text, codes, errors or self._schedule_errors(chunks, ended), ended, chunks)
 
-    def heard_prompt(self, codes: Sequence[int], text: str = "", role: str = "user") -> str:
+    def user_speech_prompt(self, codes: Sequence[int], text: str = "", role: str = "user") -> str:
         """The user's speech (C,) in a chat message: its tokens by name, and what ``chat.user_speech`` puts around them.
 
         ``text`` is what the message says before the speech, and ``role`` whose message it is.
@@ -252,13 +254,13 @@ class ResolvedLayout:
             LayoutError: no codes, a code out of range, or speech tokens that have no names.
         """
         where = f"layout {self.layout.name!r}"
-        heard = self.layout.heard if isinstance(self.layout.heard, TokenRange) else self.layout.speech
-        if heard is None or heard.pattern is None:
+        user_speech = self.layout.user_speech if isinstance(self.layout.user_speech, TokenRange) else self.layout.speech
+        if user_speech is None or user_speech.pattern is None:
             raise LayoutError(f"{where}: its speech tokens have no names to write: build the prompt from ids")
         if not len(codes):
             raise LayoutError(f"{where}: the user's speech is empty: give at least one code, or drop the row")
-        _check_codes(f"{where}, heard", codes, self.heard_end - self.heard_start)
-        names = "".join(heard.pattern.format(int(code)) for code in codes)
+        _check_codes(f"{where}, user_speech", codes, self.user_speech_end - self.user_speech_start)
+        names = "".join(user_speech.pattern.format(int(code)) for code in codes)
         return self.layout.chat.around(names, text, role)
 
     def check_prompt(self, messages: Sequence[Mapping[str, Any]], tokenizer: Any, where: str) -> None:
@@ -272,7 +274,7 @@ class ResolvedLayout:
         around = self.layout.chat.user_speech
         if around is None or self.around_user is None:
             return
-        (begin, end), spoken = self.around_user, range(self.heard_start, self.heard_end)
+        (begin, end), spoken = self.around_user, range(self.user_speech_start, self.user_speech_end)
         for message in messages:
             if message["role"] == "assistant":  # its earlier answers have the layout's own boundaries
                 continue
@@ -308,7 +310,7 @@ class ResolvedLayout:
             elif self.speech_start <= i < self.speech_end:
                 error = "speech outside a chunk" if bounded and opened is None else None
                 chunks[-1][1].append(i - self.speech_start)
-            elif self.heard_start <= i < self.heard_end:
+            elif self.user_speech_start <= i < self.user_speech_end:
                 error = "the user's speech in a response"
             else:
                 error = None if opened is None else "text inside a speech chunk"
@@ -383,11 +385,11 @@ def _check_codes(where: str, codes: Sequence[int], count: int) -> None:
         raise LayoutError(f"{where}: code {wrong} is out of range: 0 to {count - 1}; use this layout's codec")
 
 
-def _check_overlap(where: str, speech: range, heard: range, named: Mapping[str, int]) -> None:
-    if speech != heard and speech.start < heard.stop and heard.start < speech.stop:
-        raise LayoutError(f"{where}: speech ids {speech} and heard ids {heard} overlap: separate them")
+def _check_overlap(where: str, speech: range, user_speech: range, named: Mapping[str, int]) -> None:
+    if speech != user_speech and speech.start < user_speech.stop and user_speech.start < speech.stop:
+        raise LayoutError(f"{where}: speech ids {speech} and user_speech ids {user_speech} overlap: separate them")
     for name, token_id in named.items():
-        for what, ids in (("speech", speech), ("heard", heard)):
+        for what, ids in (("speech", speech), ("user_speech", user_speech)):
             if token_id in ids:
                 problem = f"token {name!r} (id {token_id}) lies in the {what} range {ids}"
                 raise LayoutError(f"{where}: {problem}: name another token, or correct the range")

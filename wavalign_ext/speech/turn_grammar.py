@@ -15,7 +15,7 @@ KINDS = 6
 def kinds_of_ids(layout: ResolvedLayout, size: int) -> list[int]:
     """The kind of each id below ``size``."""
     kinds = [TEXT if kind not in (SPEECH, BOUNDARY) else CODE for kind in layout.modality(range(size)).tolist()]
-    for token_id in range(layout.heard_start, layout.heard_end):
+    for token_id in range(layout.user_speech_start, layout.user_speech_end):
         if not layout.speech_start <= token_id < layout.speech_end:
             kinds[token_id] = NEVER
     for token_id, kind in ((layout.begin_id, BEGIN), (layout.end_id, END), *((eos, EOS) for eos in layout.eos_ids)):

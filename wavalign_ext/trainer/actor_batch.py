@@ -100,7 +100,7 @@ class ActorUpdate:
                 torch.tensor([self.scored[r] for r in rows]),
                 preference=wav.preference,
                 anchor=wav.anchor,
-                boundaries=wav.boundaries,
+                boundary_modality=wav.boundary_modality,
                 aggregation=self.actor.loss_agg_mode,
                 scale=self.actor.loss_scale_factor or self.trainer.config.data.max_response_length,
             )

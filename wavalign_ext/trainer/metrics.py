@@ -24,13 +24,13 @@ class RolloutBatch:
     reference: torch.Tensor | None = None
 
 
-def rollout_metrics(batch: RolloutBatch, boundaries: str) -> dict[str, float]:
+def rollout_metrics(batch: RolloutBatch, boundary_modality: str) -> dict[str, float]:
     """Token counts, entropy, log-prob and KL by modality; shares of rows and groups that the method must know about.
 
     KL is the k3 estimate of the reference against the sampling policy, mean over tokens.
     """
     scored = ~torch.isnan(batch.rewards)
-    masks = dict(zip(("text", "speech"), modality_masks(batch.modality, batch.mask, boundaries), strict=True))
+    masks = dict(zip(("text", "speech"), modality_masks(batch.modality, batch.mask, boundary_modality), strict=True))
     metrics = {
         "wavalign/rewards_missing_share": 1 - scored.float().mean().item(),
         "wavalign/rollouts_truncated": 1 - batch.ended.float().mean().item(),

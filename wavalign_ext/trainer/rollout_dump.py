@@ -32,7 +32,7 @@ class SampleWriter:
         board: str | Path | None = None,
     ) -> None:
         self.layout, self.codec, self.tokenizer = layout, codec, tokenizer
-        self.count, self.board = config.samples.count, board
+        self.count, self.board = config.audio_dump.max_answers, board
 
     def write_rollouts(self, folder: str, step: int, keys: list[str], rows: Any) -> None:
         """Dump a training step from the rows that verl's queue holds."""

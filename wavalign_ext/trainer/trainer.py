@@ -171,7 +171,7 @@ class WavAlignTrainer(PPOTrainerSync):
         data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=["responses", "response_mask"])
         rows = []
         for ids, mask in zip(data["responses"].unbind(), data["response_mask"].unbind(), strict=True):
-            text, speech = modality_masks(self.layout.modality(ids), mask, self.wav.boundaries)
+            text, speech = modality_masks(self.layout.modality(ids), mask, self.wav.boundary_modality)
             rows.append({KL_TOKENS: (text if kl.text > 0 else speech).long()})
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows_to_tensordict(rows))
         assert batch.extra_info is not None
@@ -207,12 +207,12 @@ class WavAlignTrainer(PPOTrainerSync):
             logp=_rows(padded, "old_log_probs", real),
             reference=_rows(padded, "ref_log_prob", real),
         )
-        metrics.update(rollout_metrics(step, self.wav.boundaries))
+        metrics.update(rollout_metrics(step, self.wav.boundary_modality))
         said = tq.kv_batch_get([batch.keys[row] for row in real], batch.partition_id, select_fields=["extra_fields"])
         infos = [fields["reward_extra_info"] for fields in plain(list(said["extra_fields"]))]
         metrics.update(reward_metrics(infos))
 
-        text, speech = modality_masks(stacked, padded["response_mask"], self.wav.boundaries)
+        text, speech = modality_masks(stacked, padded["response_mask"], self.wav.boundary_modality)
         preferred = {"text": text, "speech": speech, "all": text | speech}[self.wav.preference.tokens]
         routes = self._routes(batch, rewards, {"text": text, "speech": speech})
         with preferred_tokens(preferred, routes, self.wav.preference.advantage):

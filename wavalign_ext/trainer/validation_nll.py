@@ -38,7 +38,7 @@ def held_out_nll(trainer: Any) -> dict[str, float]:
         tq.kv_clear(keys=keys, partition_id=PARTITION)
     logp = torch.cat(list(response_from_nested(data["log_probs"], data["response_mask"]).unbind()))
     modality = torch.cat([row["modality"] for row in rows[:real]])
-    masks = modality_masks(modality, torch.ones_like(modality), trainer.wav.boundaries)
+    masks = modality_masks(modality, torch.ones_like(modality), trainer.wav.boundary_modality)
     return {
         f"val-anchor/nll_{name}": -logp[mask].mean().item()
         for name, mask in zip(("text", "speech"), masks, strict=True)

@@ -38,7 +38,7 @@ def watching(trainer: Any, agent_loop_manager: Any, settings: WatchdogConfig) ->
     if rewards.reward_model_manager is not None:
         servers["reward model"] = rewards.reward_model_manager.server_addresses
     probes: list[Probe] = [
-        server_probe(f"the {name} {number} at {address}", address, settings.silent_s)
+        server_probe(f"the {name} {number} at {address}", address, settings.heartbeat_timeout_s)
         for name, addresses in servers.items()
         for number, address in enumerate(addresses)
     ]
@@ -48,17 +48,17 @@ def watching(trainer: Any, agent_loop_manager: Any, settings: WatchdogConfig) ->
         "agent loop worker": agent_loop_manager.agent_loop_workers,
     }
     probes += [actor_probe(f"{name} {n}", actor) for name, actors in groups.items() for n, actor in enumerate(actors)]
-    if settings.step_s is not None:
-        probes.append(progress_probe(lambda: trainer.global_steps, settings.step_s))
-    with Watchdog(probes, settings.check_s):
+    if settings.step_timeout_s is not None:
+        probes.append(progress_probe(lambda: trainer.global_steps, settings.step_timeout_s))
+    with Watchdog(probes, settings.poll_interval_s):
         yield
 
 
 class Watchdog:
-    """Runs ``probes`` every ``check_s`` seconds; the first one that finds something ends the block."""
+    """Runs ``probes`` every ``poll_interval_s`` seconds; the first one that finds something ends the block."""
 
-    def __init__(self, probes: Sequence[Probe], check_s: float, grace_s: float = GRACE_S) -> None:
-        self.probes, self.check_s, self.grace_s = probes, check_s, grace_s
+    def __init__(self, probes: Sequence[Probe], poll_interval_s: float, grace_s: float = GRACE_S) -> None:
+        self.probes, self.poll_interval_s, self.grace_s = probes, poll_interval_s, grace_s
         self.problem: str | None = None
         self.over = threading.Event()
 
@@ -78,7 +78,7 @@ class Watchdog:
             raise WorkerLost(f"{self.problem}: the run has ended; start it again to go on from its last checkpoint")
 
     def _watch(self) -> None:
-        while not self.over.wait(self.check_s):
+        while not self.over.wait(self.poll_interval_s):
             self.problem = self._look()
             if self.problem is not None:
                 print(f"wavalign: {self.problem}: ending the run", flush=True)
@@ -95,8 +95,8 @@ class Watchdog:
             raise KeyboardInterrupt(self.problem)
 
 
-def server_probe(name: str, address: str, silent_s: float) -> Probe:
-    """Whether an HTTP server of vLLM says that it is well; a busy one may take up to ``silent_s`` to say anything."""
+def server_probe(name: str, address: str, heartbeat_timeout_s: float) -> Probe:
+    """Whether an HTTP server of vLLM says that it is well; a busy one may be silent for ``heartbeat_timeout_s``."""
     heard = time.monotonic()
 
     def probe() -> str | None:
@@ -112,7 +112,7 @@ def server_probe(name: str, address: str, silent_s: float) -> Probe:
             if isinstance(reason, ConnectionRefusedError):
                 return f"{name} has died (nothing listens there)"
             silent = time.monotonic() - heard
-            return f"{name} has said nothing for {silent:.0f} s ({reason})" if silent > silent_s else None
+            return f"{name} has said nothing for {silent:.0f} s ({reason})" if silent > heartbeat_timeout_s else None
 
     return probe
 
@@ -137,16 +137,16 @@ def actor_probe(name: str, actor: Any) -> Probe:
     return probe
 
 
-def progress_probe(step: Callable[[], int], step_s: float) -> Probe:
-    """Whether ``step`` has changed within ``step_s`` seconds."""
+def progress_probe(step: Callable[[], int], step_timeout_s: float) -> Probe:
+    """Whether ``step`` has changed within ``step_timeout_s`` seconds."""
     last, since = step(), time.monotonic()
 
     def probe() -> str | None:
         nonlocal last, since
         if step() != last:
             last, since = step(), time.monotonic()
-        if time.monotonic() - since <= step_s:
+        if time.monotonic() - since <= step_timeout_s:
             return None
-        return f"step {last} has taken longer than wavalign.watchdog.step_s={step_s}"
+        return f"step {last} has taken longer than wavalign.watchdog.step_timeout_s={step_timeout_s}"
 
     return probe

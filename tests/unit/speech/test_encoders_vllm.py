@@ -11,7 +11,7 @@ import pytest
 
 @pytest.mark.slow
 def test_vllms_encoder_hears_the_same_once_its_epsilon_is_vitas() -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "support"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     same, other_epsilon, spread = map(float, done.stdout.splitlines()[-1].split())

@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--layout", default="pocket", metavar="NAME", help="or its YAML file (default: %(default)s)")
     parser.add_argument("--tokenizer", metavar="PATH", help="folder of the model; pocket has its own")
     parser.add_argument("--codec", metavar="YAML", help="as wavalign.codec: '{type: transformers, path: …}', or a file")
-    parser.add_argument("--heard-codec", metavar="YAML", help="of the user's speech, where it is another one")
+    parser.add_argument("--input-codec", metavar="YAML", help="of the user's speech, where it is another one")
     parser.add_argument("--trust-remote-code", action="store_true", help="let the tokenizer run code of its folder")
     parser.add_argument(
         "--audio-root", type=Path, metavar="DIR", help="where relative paths start; default: the folder of FILE.jsonl"
@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace) -> int:
     from wavalign_ext.data.prepare.files import read_lines, write_rejects
     from wavalign_ext.data.prepare.setup import set_up
 
-    setup = set_up(args.layout, args.tokenizer, args.codec, args.heard_codec, args.trust_remote_code)
+    setup = set_up(args.layout, args.tokenizer, args.codec, args.input_codec, args.trust_remote_code)
     lines = list(read_lines(args.file))
     args.out.mkdir(parents=True, exist_ok=True)
     encoded = _encode(args, setup, lines)

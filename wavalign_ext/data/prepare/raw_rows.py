@@ -14,7 +14,7 @@ from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.codecs.base import SpeechCodec
 from wavalign_ext.speech.layout import load_layout
 
-SETTINGS = ("layout", "codec", "heard_codec", "audio_root")
+SETTINGS = ("layout", "codec", "input_codec", "audio_root")
 TARGET_AUDIO = "target_audio"
 
 
@@ -22,7 +22,7 @@ class RawRows:
     """Turns ``prompt`` with <|audio|> and ``audios``, ``target_text`` and ``target_audio`` into what is trained on.
 
     Args:
-        settings: ``layout``, ``codec``, ``heard_codec`` (null: the same), ``audio_root``, as under ``wavalign``.
+        settings: ``layout``, ``codec``, ``input_codec`` (null: the same), ``audio_root``, as under ``wavalign``.
         tokenizer: of the model.
         audio_key: the column of the user's recordings.
         longest_target: in tokens; None allows any. verl itself sees to the prompts.
@@ -43,7 +43,7 @@ class RawRows:
         if wrong:
             remedy = "+data.spoken='{layout: ${wavalign.layout}, codec: ${wavalign.codec}}'"
             raise ValueError(f"data.spoken={dict(given)}: {wrong[0]!r} is missing or not known: set {remedy}")
-        self.setup = assemble(load_layout(given["layout"]), tokenizer, given["codec"], given.get("heard_codec"))
+        self.setup = assemble(load_layout(given["layout"]), tokenizer, given["codec"], given.get("input_codec"))
         self.root, self.audio_key = Path(given.get("audio_root") or "."), audio_key
         self._maker, self._limits = RowMaker(self.setup, longest_target=longest_target), Limits()
         self._codecs: dict[str, SpeechCodec] = {}

@@ -74,7 +74,7 @@ class RowMaker:
         content = ""
         for part in turn.parts:
             if isinstance(part, Clip):
-                content += self.layout.heard_prompt(codes[part.name].tolist(), content, turn.role)
+                content += self.layout.user_speech_prompt(codes[part.name].tolist(), content, turn.role)
             elif part:
                 self._ids(part, "messages")
                 content += part

@@ -25,13 +25,13 @@ def set_up(
     layout: str,
     tokenizer: str | None = None,
     codec: str | Mapping[str, Any] | None = None,
-    heard_codec: str | Mapping[str, Any] | None = None,
+    input_codec: str | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
 ) -> Setup:
     """Load everything, so that what does not fit is said before any audio is read.
 
     The layout ``pocket`` has defaults for all; elsewhere the user's speech takes the same codec as the answer's unless
-    ``heard_codec`` says otherwise.
+    ``input_codec`` says otherwise.
 
     Raises:
         ValueError: an argument is missing or wrong; layout, tokenizer and codecs do not belong together.
@@ -40,7 +40,7 @@ def set_up(
     from transformers import AutoTokenizer
 
     found = load_layout(layout)
-    if found.name == "pocket" and None in (tokenizer, codec, heard_codec):
+    if found.name == "pocket" and None in (tokenizer, codec, input_codec):
         from wavalign_ext.pocket import pocket_dir
 
         assets = pocket_dir()
@@ -48,7 +48,7 @@ def set_up(
             raise ValueError(f"the pocket assets are not in {str(assets)!r}: build them with `wavalign pocket`")
         tokenizer = tokenizer or str(assets / "model")
         codec = codec or {"type": "mel_vq", "path": str(assets / "codec")}
-        heard_codec = heard_codec or {"type": "units", "path": str(assets / "units")}
+        input_codec = input_codec or {"type": "units", "path": str(assets / "units")}
     if tokenizer is None or codec is None:
         wants = f"--codec for its {found.codec.get('type', 'codec')!r} codec" if codec is None else "--tokenizer"
         raise ValueError(f"layout {found.name!r} has no default for it: give {wants}")
@@ -56,17 +56,20 @@ def set_up(
         loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"--tokenizer={tokenizer!r} does not load: give the folder of the model") from error
-    heard = None if heard_codec is None else _spec(heard_codec, "--heard-codec")
+    heard = None if input_codec is None else _spec(input_codec, "--input-codec")
     return assemble(found, loaded, _spec(codec, "--codec"), heard)
 
 
 def assemble(
-    layout: Layout, tokenizer: Any, codec: Mapping[str, Any], heard_codec: Mapping[str, Any] | None = None
+    layout: Layout, tokenizer: Any, codec: Mapping[str, Any], input_codec: Mapping[str, Any] | None = None
 ) -> Setup:
     """Check that a layout, a loaded tokenizer and codecs belong together. Raises as :func:`set_up`."""
     resolved = layout.resolve(tokenizer)
-    specs = {HEARD: codec if heard_codec is None else heard_codec, SPOKEN: codec}
-    sizes = {HEARD: resolved.heard_end - resolved.heard_start, SPOKEN: resolved.speech_end - resolved.speech_start}
+    specs = {HEARD: codec if input_codec is None else input_codec, SPOKEN: codec}
+    sizes = {
+        HEARD: resolved.user_speech_end - resolved.user_speech_start,
+        SPOKEN: resolved.speech_end - resolved.speech_start,
+    }
     for role, spec in specs.items():
         size = load_codec(spec, device="cpu").codebook_size  # only asked for its size
         if size != sizes[role]:

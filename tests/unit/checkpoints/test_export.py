@@ -234,7 +234,7 @@ def test_a_checkpoint_of_verls_engine(model: Path, tmp_path: Path, overrides: tu
     script.write_text(ENGINE)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
     command += ["--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", str(script)]
-    command += [str(Path(__file__).parents[1] / "plugin"), str(model), str(actor), str(out)]
+    command += [str(Path(__file__).parents[2] / "plugin"), str(model), str(actor), str(out)]
     done = subprocess.run(
         [*command, *overrides],
         env=dict(os.environ, VERL_PLATFORM="cpu", OMP_NUM_THREADS="1"),

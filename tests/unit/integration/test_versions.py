@@ -10,7 +10,7 @@ from packaging.specifiers import SpecifierSet
 from wavalign_ext.config import ConfigError
 from wavalign_ext.integration import versions
 
-REQUIREMENTS = Path(__file__).parents[2] / "requirements" / "cpu.txt"
+REQUIREMENTS = Path(__file__).parents[3] / "requirements" / "cpu.txt"
 
 
 @pytest.fixture

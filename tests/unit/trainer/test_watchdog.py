@@ -19,30 +19,30 @@ def after(looks: int, problem: str) -> list:
 def test_a_wait_is_interrupted() -> None:
     began = time.monotonic()
     with pytest.raises(WorkerLost, match="engine 1 has died: the run has ended; start it again"):
-        with Watchdog(after(2, "engine 1 has died"), check_s=0.05):
+        with Watchdog(after(2, "engine 1 has died"), poll_interval_s=0.05):
             time.sleep(30)
     assert time.monotonic() - began < 5
 
 
 def test_an_error_of_the_trainer_gets_its_cause() -> None:
     with pytest.raises(WorkerLost, match="engine 1 has died") as caught:
-        with Watchdog(after(0, "engine 1 has died"), check_s=60):
+        with Watchdog(after(0, "engine 1 has died"), poll_interval_s=60):
             raise ValueError("something obscure")
     assert isinstance(caught.value.__context__, ValueError)
     with pytest.raises(ValueError, match="something obscure"):
-        with Watchdog([lambda: None], check_s=60):
+        with Watchdog([lambda: None], poll_interval_s=60):
             raise ValueError("something obscure")
 
 
 def test_nothing_happens_when_all_is_well() -> None:
-    with Watchdog([lambda: None], check_s=0.01) as dog:
+    with Watchdog([lambda: None], poll_interval_s=0.01) as dog:
         time.sleep(0.2)
     dog.thread.join(5)
     assert not dog.thread.is_alive() and dog.problem is None
 
 
 def test_a_late_finding_does_not_fail_a_run_that_is_done() -> None:
-    with Watchdog(after(0, "engine 1 has died"), check_s=60):
+    with Watchdog(after(0, "engine 1 has died"), poll_interval_s=60):
         pass
 
 
@@ -70,7 +70,7 @@ def server() -> Iterator[HTTPServer]:
 
 def test_a_server_is_asked(server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must not be used
-    probe = server_probe("engine 0", f"127.0.0.1:{server.server_port}", silent_s=60)
+    probe = server_probe("engine 0", f"127.0.0.1:{server.server_port}", heartbeat_timeout_s=60)
     assert probe() is None
     Answer.code = 503
     assert probe() == "engine 0 has died (its server answers 503)"
@@ -81,23 +81,23 @@ def test_a_server_is_asked(server: HTTPServer, monkeypatch: pytest.MonkeyPatch) 
 def test_a_server_that_is_gone_is_noticed() -> None:
     server = HTTPServer(("127.0.0.1", 0), Answer)
     server.server_close()
-    probe = server_probe("engine 0", f"127.0.0.1:{server.server_port}", silent_s=60)
+    probe = server_probe("engine 0", f"127.0.0.1:{server.server_port}", heartbeat_timeout_s=60)
     assert probe() == "engine 0 has died (nothing listens there)"
 
 
 def test_silence_is_borne_for_a_while(server: HTTPServer) -> None:
     Answer.wait_s = 6.0
     address = f"127.0.0.1:{server.server_port}"
-    assert server_probe("engine 0", address, silent_s=60)() is None
-    assert "has said nothing for" in str(server_probe("engine 0", address, silent_s=1)())
+    assert server_probe("engine 0", address, heartbeat_timeout_s=60)() is None
+    assert "has said nothing for" in str(server_probe("engine 0", address, heartbeat_timeout_s=1)())
 
 
 def test_a_step_has_a_limit() -> None:
     step = 3
-    probe = progress_probe(lambda: step, step_s=0.2)
+    probe = progress_probe(lambda: step, step_timeout_s=0.2)
     assert probe() is None
     time.sleep(0.3)
-    assert probe() == "step 3 has taken longer than wavalign.watchdog.step_s=0.2"
+    assert probe() == "step 3 has taken longer than wavalign.watchdog.step_timeout_s=0.2"
     step = 4
     assert probe() is None
 
@@ -120,13 +120,13 @@ def test_actors_of_ray() -> None:
         busy = worker.work.remote(60)
         assert probe() is None
         with pytest.raises(WorkerLost, match="worker 0 has died"):
-            with Watchdog([probe], check_s=0.2):
+            with Watchdog([probe], poll_interval_s=0.2):
                 threading.Timer(0.5, ray.kill, [worker]).start()
                 ray.get(ray.put(0)), ray.get(busy)
         stuck = Worker.remote()
         began = time.monotonic()
         with pytest.raises(WorkerLost, match="worker 0 has died"):
-            with Watchdog([probe], check_s=0.2):
+            with Watchdog([probe], poll_interval_s=0.2):
                 ray.get(stuck.work.remote(60))  # nothing here fails: only the watchdog ends it
         assert time.monotonic() - began < 20
     finally:

@@ -20,7 +20,7 @@ SMALL = WarmStart(
 
 
 def example(kind: str, answer: str, code: int, heard: int = 4) -> Example:
-    message = [{"role": "user", "content": LAYOUT.heard_prompt([code] * heard)}]
+    message = [{"role": "user", "content": LAYOUT.user_speech_prompt([code] * heard)}]
     prompt = TOKENIZER.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
     text = TOKENIZER.encode(answer, add_special_tokens=False)
     return Example(list(prompt), LAYOUT.target(text, [code] * 8), answer, kind)
@@ -95,7 +95,7 @@ def test_accuracy_counts_groups_that_are_neither_all_right_nor_all_wrong(monkeyp
 
 def test_noise_touches_only_the_users_speech() -> None:
     prompt = EXAMPLES[0].prompt_ids
-    heard = range(LAYOUT.heard_start, LAYOUT.heard_end)
+    heard = range(LAYOUT.user_speech_start, LAYOUT.user_speech_end)
     noisy = _disturbed(prompt * 200, LAYOUT, 0.5, random.Random(0))
     assert [i for i in noisy if i not in heard] == [i for i in prompt * 200 if i not in heard]
     units = [i for i in noisy if i in heard]

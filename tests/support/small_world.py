@@ -31,7 +31,7 @@ class World:
     @property
     def options(self) -> list[str]:
         """For ``wavalign prepare``."""
-        codecs = ["--codec", json.dumps(self.codec), "--heard-codec", json.dumps(self.heard)]
+        codecs = ["--codec", json.dumps(self.codec), "--input-codec", json.dumps(self.heard)]
         return ["--layout", str(self.layout), "--tokenizer", str(self.folder / "model"), *codecs]
 
     def setup(self) -> Setup:

@@ -23,13 +23,13 @@ LAYOUT = {
 def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     import transformers
 
-    from wavalign_ext.rollout.schedule_logits_processor import HoldSchedule
+    from wavalign_ext.rollout.schedule_logits_processor import ConstrainedDecoding
 
     tokenizer = SimpleNamespace(get_vocab=lambda: {name: n for n, name in enumerate(NAMES)})
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
     model = SimpleNamespace(tokenizer="none", trust_remote_code=False)
     config = SimpleNamespace(model_config=model, additional_config={"wavalign_layout": LAYOUT})
-    return HoldSchedule(config, torch.device("cpu"), False)
+    return ConstrainedDecoding(config, torch.device("cpu"), False)
 
 
 def update(removed: Any = (), added: Any = (), moved: Any = ()) -> Any:
@@ -65,8 +65,8 @@ def test_requests_keep_their_place(processor: Any) -> None:
 
 
 def test_it_needs_its_layout() -> None:
-    from wavalign_ext.rollout.schedule_logits_processor import HoldSchedule
+    from wavalign_ext.rollout.schedule_logits_processor import ConstrainedDecoding
 
     config = SimpleNamespace(model_config=None, additional_config={})
-    with pytest.raises(ValueError, match="set wavalign.hold_schedule=true"):
-        HoldSchedule(config, torch.device("cpu"), False)
+    with pytest.raises(ValueError, match="set wavalign.constrained_decoding=true"):
+        ConstrainedDecoding(config, torch.device("cpu"), False)

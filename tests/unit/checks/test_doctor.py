@@ -39,7 +39,7 @@ def patient(world: Any, tmp_path: Path) -> Patient:
     wav = {
         "layout": OmegaConf.to_container(OmegaConf.load(world.layout)),
         "codec": world.codec,
-        "heard_codec": world.heard,
+        "input_codec": world.user_speech,
         "reward": {"terms": {"semantic": {"weight": 1.0}}},
     }
     config = {

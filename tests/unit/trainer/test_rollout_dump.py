@@ -12,12 +12,12 @@ import soundfile
 import synthetic_run as synthetic
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from wavalign_ext.config import SamplesConfig, WavAlignConfig
+from wavalign_ext.config import AudioDumpConfig, WavAlignConfig
 from wavalign_ext.trainer.rollout_dump import SampleWriter
 
 
 def write(folder: Path, board: Path | None, steps: tuple[int, ...] = (0, 5), codec: Any = None) -> None:
-    config = WavAlignConfig(layout="pocket", codec={}, samples=SamplesConfig(count=2))
+    config = WavAlignConfig(layout="pocket", codec={}, audio_dump=AudioDumpConfig(max_answers=2))
     writer = SampleWriter(cast(Any, None), codec or synthetic.Voice(), None, config, board)
     for step in steps:
         info = {

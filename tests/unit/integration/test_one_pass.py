@@ -47,7 +47,7 @@ def micro_batch(
         scored,
         preference=PreferenceConfig(tokens=tokens),
         anchor=AnchorConfig(),
-        boundaries="speech",
+        boundary_modality="speech",
         aggregation="seq-mean-token-mean",
         dtype=torch.float64,
     )

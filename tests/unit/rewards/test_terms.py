@@ -10,7 +10,7 @@ import pytest
 
 from wavalign_ext.rewards import RewardResult, SpokenAnswer, build_terms
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "reward_scales.py"
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "reward_scales.py"
 TEXT = "three plus four is seven"
 # clean, degraded and wrong on average, from benchmarks/results/reward_scales.csv; how far three sentences may be off.
 MEASURED = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wavalign_ext.rewards.judge_reply import read_score
 
-FIELD = Path(__file__).parents[1] / "fixtures" / "judge_replies.jsonl"
+FIELD = Path(__file__).parents[2] / "fixtures" / "judge_replies.jsonl"
 
 
 @pytest.mark.parametrize("row", [*map(json.loads, FIELD.read_text().splitlines())], ids=lambda row: row["reply"][:40])

@@ -69,7 +69,7 @@ def test_every_word_is_one_token_and_the_ids_have_no_gap() -> None:
 def test_the_layout_resolves_and_its_ranges_have_the_codebooks_sizes() -> None:
     layout = LAYOUT.resolve(TOKENIZER, vocab_size=len(TOKENIZER))
     assert layout.speech_end - layout.speech_start == ANSWER_CODES
-    assert layout.heard_end - layout.heard_start == HEARD_UNITS
+    assert layout.user_speech_end - layout.user_speech_start == HEARD_UNITS
     assert layout.eos_ids == (TOKENIZER.eos_token_id,) and layout.pad_id == TOKENIZER.pad_token_id
     assert layout.eos_ids[0] != layout.pad_id
 
@@ -78,9 +78,11 @@ def test_the_layout_resolves_and_its_ranges_have_the_codebooks_sizes() -> None:
 def test_the_chat_template_gives_the_questions_tokens_and_they_come_back(system: list[dict[str, str]]) -> None:
     layout = LAYOUT.resolve(TOKENIZER)
     codes = [0, 511, 7, 7]
-    messages = [*system, {"role": "user", "content": layout.heard_prompt(codes)}]
+    messages = [*system, {"role": "user", "content": layout.user_speech_prompt(codes)}]
     ids = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert [i - layout.heard_start for i in ids if layout.heard_start <= i < layout.heard_end] == codes
+    assert [
+        i - layout.user_speech_start for i in ids if layout.user_speech_start <= i < layout.user_speech_end
+    ] == codes
     text = TOKENIZER.decode(ids, skip_special_tokens=False)
     assert TOKENIZER.encode(text, add_special_tokens=False) == ids
     assert text.endswith("<|im_start|>assistant\n")

@@ -17,7 +17,7 @@ from wavalign_ext.speech.text_normalization import (
     text_tokens,
 )
 
-PAIRS = Path(__file__).parents[1] / "fixtures" / "text_pairs.jsonl"
+PAIRS = Path(__file__).parents[2] / "fixtures" / "text_pairs.jsonl"
 
 
 @pytest.mark.parametrize("pair", [*map(json.loads, PAIRS.read_text().splitlines())], ids=lambda pair: pair["reference"])

@@ -45,7 +45,7 @@ def test_a_person_gets_a_well_formed_answer(recording: Path) -> None:
     assert len(set(codes)) > len(codes) / 3  # speech, not one unit over and over
     louder = encode_question(np.clip(0.5 * wave, -1, 1))
     assert np.mean([a == b for a, b in zip(codes, louder, strict=True)]) > 0.5
-    message = [{"role": "user", "content": layout.heard_prompt(codes)}]
+    message = [{"role": "user", "content": layout.user_speech_prompt(codes)}]
     prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
     model = Qwen2ForCausalLM.from_pretrained(assets / "model")
     (answer,) = sample(model, [list(prompt)], layout, temperature=0.1, top_p=1.0)

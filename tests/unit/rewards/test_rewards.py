@@ -217,7 +217,7 @@ def test_a_term_of_ones_own_is_found_by_module(tmp_path: Any, monkeypatch: pytes
 
 @pytest.mark.parametrize(("words", "score"), [("one two", 5.0), ("one two three", 3.0), ("one two three four", 1.0)])
 def test_the_term_of_the_documentation_works(words: str, score: float, tmp_path: Any, monkeypatch: Any) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     name = f"my_rewards_{len(words)}"
     (tmp_path / f"{name}.py").write_text(code.replace('"brief"', f'"brief{len(words)}"'))

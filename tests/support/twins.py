@@ -76,7 +76,7 @@ STEP = Twin(
     eos="<|EOT|>",
     pattern="<audio_{}>",
     codes=6562,
-    overrides=("wavalign.layout.heard={first_id: 151696, count: 6562}", "+wavalign.codec.codes=6562"),
+    overrides=("wavalign.layout.user_speech={first_id: 151696, count: 6562}", "+wavalign.codec.codes=6562"),
 )
 TWINS = {"vita_audio_balance": VITA, "vita_audio_boost": VITA, "glm4_voice": GLM, "step_audio2_mini": STEP}
 
@@ -117,7 +117,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
 def twin_layout(name: str) -> Layout:
     """The layout as published, but that a model which hears through an encoder hears its speech tokens."""
     layout = load_layout(name)
-    return replace(layout, heard=None) if layout.heard == "continuous" else layout
+    return replace(layout, heard=None) if layout.user_speech == "continuous" else layout
 
 
 def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int = 40) -> Path:

@@ -312,13 +312,13 @@ def test_targets_that_are_not_whole_are_refused(text: list, codes: list, message
 
 
 def test_the_users_speech_is_written_by_name() -> None:
-    assert resolve().heard_prompt([3, 9]) == "<|heard_3|><|heard_9|>"
-    assert resolve(heard=None).heard_prompt([3]) == "<|audio_3|>"
+    assert resolve().user_speech_prompt([3, 9]) == "<|heard_3|><|heard_9|>"
+    assert resolve(heard=None).user_speech_prompt([3]) == "<|audio_3|>"
     for codes in ([], [16]):
         with pytest.raises(LayoutError):
-            resolve().heard_prompt(codes)
+            resolve().user_speech_prompt(codes)
     with pytest.raises(LayoutError, match="no names"):
-        resolve(heard={"first_id": 1000, "count": 4}).heard_prompt([1])
+        resolve(heard={"first_id": 1000, "count": 4}).user_speech_prompt([1])
 
 
 # --- prompts ------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_a_prompt_with_speech_out_of_its_tokens_is_refused(user: str) -> None:
 
 def test_a_prompt_as_the_layout_writes_it_passes() -> None:
     layout = resolve(heard=None, begin=None, end=None, chat={"user_speech": AROUND})
-    heard = layout.heard_prompt([3, 9, 9])
+    heard = layout.user_speech_prompt([3, 9, 9])
     answer = said("assistant", "w1<|audio_3|><|audio_4|>")  # without boundaries, as the layout has it
     messages = [said("system", f"w1{heard}"), said("user", f"{heard}w1{heard}"), answer, said("user", heard)]
     layout.check_prompt(messages, TOKENIZER, "here")

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
-from wavalign_ext.config import SamplesConfig, WavAlignConfig
+from wavalign_ext.config import AudioDumpConfig, WavAlignConfig
 from wavalign_ext.trainer.rollout_dump import SampleWriter
 
 RATE, CODE_S = 16000, 0.0375
@@ -39,7 +39,7 @@ def make_run(folder: Path, steps: int, groups: int = 4, each: int = 4, audio: in
     voice = Voice()
     for name in [f"{kind}{i}" for kind in "qa" for i in range(groups)]:
         soundfile.write(root / f"audio/{name}.flac", voice.decode(random.integers(0, 512, 50)), RATE)
-    config = WavAlignConfig(layout="pocket", codec={}, samples=SamplesConfig(count=audio))
+    config = WavAlignConfig(layout="pocket", codec={}, audio_dump=AudioDumpConfig(max_answers=audio))
     writer = SampleWriter(cast(Any, None), voice, None, config)
     for step in range(0, steps + 1):
         if step:
@@ -110,7 +110,7 @@ def _scalars(folder: Path, steps: int, factor: float, random: np.random.Generato
 def _hydra(folder: Path, root: Path, seed: int) -> None:
     folder.mkdir()
     terms = {"semantic": {"weight": 0.7}, "asr_agreement": {"weight": 0.3}}
-    mixing = {"type": "adaptive", "lambda_max": 0.8, "smoothing": 0.9}
+    mixing = {"type": "adaptive", "lambda_max": 0.8, "ema_decay": 0.9}
     node = {"audio_root": str(root), "reward": {"scale": [1, 5], "terms": terms}, "mixing": mixing}
     OmegaConf.save({"wavalign": node, "data": {"seed": seed, "train_batch_size": 4}}, folder / "config.yaml")
     OmegaConf.save(["+recipe=wavalign", f"data.seed={seed}"], folder / "overrides.yaml")

@@ -212,7 +212,7 @@ def our_loss(groups: list[dict], anchors: list[dict], lam: float, p: dict, piece
             tokens=p["pref_tokens"], text_weight=p["pref_text"], speech_weight=p["pref_speech"]
         ),
         anchor=AnchorConfig(tokens=p["anchor_tokens"], text_weight=p["anchor_text"], speech_weight=p["anchor_speech"]),
-        boundaries=p["boundaries"],
+        boundary_modality=p["boundaries"],
         aggregation=p["aggregation"],
         scale=p["scale"],
         dtype=torch.float64,
@@ -313,7 +313,10 @@ def test_speech_kl_acts_under_text_preference() -> None:
 def test_padding_rows_take_no_part() -> None:
     modality, mask = torch.zeros(3, 4, dtype=torch.long), torch.ones(3, 4)
     common = dict(
-        preference=PreferenceConfig(tokens="all"), anchor=AnchorConfig(), boundaries="speech", aggregation="token-mean"
+        preference=PreferenceConfig(tokens="all"),
+        anchor=AnchorConfig(),
+        boundary_modality="speech",
+        aggregation="token-mean",
     )
     kinds = torch.tensor([ROLLOUT, ANCHOR, PADDING])
     weights = token_weights(modality, mask, kinds, torch.ones(3), **common)
