@@ -25,7 +25,7 @@ def layout(schedule: list[list[int]], bounded: bool, heard: bool = True) -> Reso
     node = {
         "name": "test",
         "speech": {"pattern": "<s{}>", "count": CODES},
-        "heard": {"pattern": "<h{}>", "count": 3} if heard else None,
+        "user_speech": {"pattern": "<h{}>", "count": 3} if heard else None,
         "begin": "<begin>" if bounded else None,
         "end": "<close>" if bounded else None,
         "schedule": schedule,
