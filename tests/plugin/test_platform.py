@@ -166,12 +166,12 @@ def test_the_cpu_platform_is_never_what_verl_detects() -> None:
 def test_an_unknown_platform_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERL_PLATFORM", "abacus")
     with pytest.raises(SystemExit, match=r"^wavalign: VERL_PLATFORM='abacus' is not a platform of verl: use one of nv"):
-        run.begin(composed("+recipe=wavalign_vita_audio"))
+        Preflight().on_run_start(composed("+recipe=wavalign_vita_audio"))
 
 
 def test_workers_without_the_plugin_s_switch_are_named() -> None:
     with pytest.raises(SystemExit, match=r"^wavalign: .*env_vars\.VERL_ENGINE_VENDOR='metax' is not allowed"):
-        run.begin(composed("+recipe=wavalign", f"{run.VARIABLES}.VERL_ENGINE_VENDOR=metax"))
+        Preflight().on_run_start(composed("+recipe=wavalign", f"{run.VARIABLES}.VERL_ENGINE_VENDOR=metax"))
 
 
 def test_untested_versions_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

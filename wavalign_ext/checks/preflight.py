@@ -18,6 +18,7 @@ from wavalign_ext.checks.preflight_data import as_list, check_data
 from wavalign_ext.checks.preflight_model import check_model
 from wavalign_ext.config import ConfigError, WavAlignConfig
 from wavalign_ext.integration import run
+from wavalign_ext.integration.patches import PatchError
 from wavalign_ext.schema import one_line, refusal
 from wavalign_ext.verl_keys import VerlKeys, check_verl_keys, stock_config
 
@@ -46,8 +47,8 @@ def ends_with_one_line(method: F) -> F:
 
 
 def _line(error: Exception) -> str:
-    text = one_line(str(error))
-    if text and isinstance(error, ValueError | OSError | ImportError):
+    text = one_line(str(error)).removeprefix("wavalign: ")
+    if text and isinstance(error, ValueError | OSError | ImportError | PatchError):
         return text
     where = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{where.name} ({Path(where.filename).name}:{where.lineno})"
