@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = "benchmarks|docs|examples|kernels|recipes|requirements|tests|wavalign_ext"
-ROOMS = sorted(path.name for path in (ROOT / "wavalign_ext").iterdir() if (path / "__init__.py").is_file())
-NAMED = re.compile(rf"(?<![\w/.…])((?:{FOLDERS}|{'|'.join(ROOMS)})/[\w/.-]+\.(?:py|md|yaml|toml|txt|csv|png))\b")
+PACKAGES = sorted(path.name for path in (ROOT / "wavalign_ext").iterdir() if (path / "__init__.py").is_file())
+NAMED = re.compile(rf"(?<![\w/.…])((?:{FOLDERS}|{'|'.join(PACKAGES)})/[\w/.-]+\.(?:py|md|yaml|toml|txt|csv|png))\b")
 # Not in the repository: written by a run, a user or another project.
 OTHERS = re.compile(r"^(data/|report/report|evaluation/)|benchmarks/results/(gpu/DATE|evidence_\*)")
 
