@@ -43,7 +43,7 @@ def build(folder: Path, **layout: Any) -> World:
     node = {
         "name": "small",
         "speech": {"pattern": "<|audio_{}|>", "count": CODES},
-        "heard": {"pattern": "<|heard_{}|>", "count": CODES},
+        "user_speech": {"pattern": "<|heard_{}|>", "count": CODES},
         "begin": "<|begin_of_audio|>",
         "end": "<|end_of_audio|>",
         "schedule": [[1, 6], [2, 6]],

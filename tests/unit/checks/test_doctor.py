@@ -39,7 +39,7 @@ def patient(world: Any, tmp_path: Path) -> Patient:
     wav = {
         "layout": OmegaConf.to_container(OmegaConf.load(world.layout)),
         "codec": world.codec,
-        "input_codec": world.user_speech,
+        "input_codec": world.heard,
         "reward": {"terms": {"semantic": {"weight": 1.0}}},
     }
     config = {

@@ -15,7 +15,7 @@ import small_world as small
 from wavalign_ext.data.prepare import encode
 from wavalign_ext.data.prepare.command import main
 from wavalign_ext.data.prepare.encode import Encoder, Job
-from wavalign_ext.speech.codecs import base as codec
+from wavalign_ext.speech.codecs import fitted
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_codes_of_an_older_format_or_version_are_encoded_anew_and_it_says_why(
     said = run()
     assert f"{out / 'codes'} is of format 1 and may hold wrong codes, now it is 2: every recording" in said
     assert "15 clips encoded" in said
-    monkeypatch.setattr(codec.MelVQ, "version", 2, raising=False)
+    monkeypatch.setattr(fitted.MelVQ, "version", 2, raising=False)
     said = run()
     assert "version 1 of the spoken codec 'mel_vq' is now 2: every recording" in said and "3 clips encoded" in said
     said = run()

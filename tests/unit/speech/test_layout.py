@@ -28,7 +28,7 @@ from wavalign_ext.speech.layout import (
 BASE: dict[str, Any] = {
     "name": "test",
     "speech": {"pattern": "<|audio_{}|>", "count": 64},
-    "heard": {"pattern": "<|heard_{}|>", "count": 16},
+    "user_speech": {"pattern": "<|heard_{}|>", "count": 16},
     "begin": "<|begin_of_audio|>",
     "end": "<|end_of_audio|>",
     "schedule": [[1, 4], [3, 8], [4, 10]],
@@ -179,12 +179,12 @@ def test_modality_of_every_kind_of_token() -> None:
     assert grid.tolist() == [expected[:5], expected[5:]] and layout.modality([]).shape == (0,)
 
 
-@pytest.mark.parametrize("changes", [{}, NO_BOUNDARIES, {"heard": None}], ids=["all", "bare", "one range"])
+@pytest.mark.parametrize("changes", [{}, NO_BOUNDARIES, {"user_speech": None}], ids=["all", "bare", "one range"])
 def test_modality_agrees_with_names_over_the_whole_vocabulary(changes: dict) -> None:
     """One id off at either end of a range, a lost boundary or a lost heard range turns this red."""
     layout = resolve(**changes)
     boundaries = {layout.layout.begin, layout.layout.end} - {None}
-    prefixes = ("<|audio_",) if "heard" in changes else ("<|audio_", "<|heard_")
+    prefixes = ("<|audio_",) if "user_speech" in changes else ("<|audio_", "<|heard_")
     vocabulary = TOKENIZER.get_vocab()
     expected = {
         i: BOUNDARY if name in boundaries else SPEECH if name.startswith(prefixes) else TEXT
@@ -244,11 +244,11 @@ def test_padding_may_follow_the_end() -> None:
         ({"schedule": []}, "schedule is empty"),
         ({"schedule": [1, 10]}, "pairs of whole numbers"),
         ({"schedule": [[1, 2.5]]}, "pairs of whole numbers"),
-        ({"heard": {"pattern": "<|audio_{}|>", "count": 8}}, "overlap"),
-        ({"heard": {"first_id": 60, "count": 16}}, "overlap|lies in"),
-        ({"heard": "whatever"}, "heard='whatever'"),
+        ({"user_speech": {"pattern": "<|audio_{}|>", "count": 8}}, "overlap"),
+        ({"user_speech": {"first_id": 60, "count": 16}}, "overlap|lies in"),
+        ({"user_speech": "whatever"}, "user_speech='whatever'"),
         ({"eos": ["<|audio_3|>"]}, r"'<\|audio_3\|>'.*lies in the speech range"),
-        ({"pad": "<|heard_3|>"}, "lies in the heard range"),
+        ({"pad": "<|heard_3|>"}, "lies in the user_speech range"),
         ({"eos": []}, "eos is empty"),
         ({"eos": ["<|eos|>"]}, r"no token '<\|eos\|>'"),
         ({"begin": "<|nothing|>"}, r"no token '<\|nothing\|>'"),
@@ -257,7 +257,7 @@ def test_padding_may_follow_the_end() -> None:
         ({"end": "<|im_end|>"}, "not eos or pad"),
         ({"type": "parallel"}, "'parallel' is not supported yet: use interleaved"),
         ({"type": "braided"}, "'braided' is not known: use interleaved"),
-        ({"heard": "continuous"}, "'continuous' is not supported yet.*audio encoder"),
+        ({"user_speech": "continuous"}, "'continuous' is not supported yet.*audio encoder"),
         ({"speech": None}, "speech is missing"),
         ({"speech": {"pattern": "<|audio|>", "count": 8}}, "pattern='<|audio|>'"),
         ({"speech": {"pattern": "<|audio_{}|>", "count": 0}}, "count=0"),
@@ -270,7 +270,7 @@ def test_padding_may_follow_the_end() -> None:
         ({"chat": {"user_speech": "<|begin_of_audio|>{}"}}, "user_speech=.* is malformed: give begin and end by name"),
         ({"chat": {"user_speech": {**AROUND, "behind": "w1"}}}, "chat.user_speech: key 'behind' is not known"),
         ({"chat": {"user_speech": {**AROUND, "end": "<|nothing|>"}}}, r"no token '<\|nothing\|>'"),
-        ({"chat": {"user_speech": {**AROUND, "end": "<|heard_3|>"}}}, "lies in the heard range"),
+        ({"chat": {"user_speech": {**AROUND, "end": "<|heard_3|>"}}}, "lies in the user_speech range"),
     ],
 )
 def test_layouts_that_cannot_work_are_refused(changes: dict, message: str) -> None:
@@ -313,12 +313,12 @@ def test_targets_that_are_not_whole_are_refused(text: list, codes: list, message
 
 def test_the_users_speech_is_written_by_name() -> None:
     assert resolve().user_speech_prompt([3, 9]) == "<|heard_3|><|heard_9|>"
-    assert resolve(heard=None).user_speech_prompt([3]) == "<|audio_3|>"
+    assert resolve(user_speech=None).user_speech_prompt([3]) == "<|audio_3|>"
     for codes in ([], [16]):
         with pytest.raises(LayoutError):
             resolve().user_speech_prompt(codes)
     with pytest.raises(LayoutError, match="no names"):
-        resolve(heard={"first_id": 1000, "count": 4}).user_speech_prompt([1])
+        resolve(user_speech={"first_id": 1000, "count": 4}).user_speech_prompt([1])
 
 
 # --- prompts ------------------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_a_prompt_with_speech_out_of_its_tokens_is_refused(user: str) -> None:
 
 
 def test_a_prompt_as_the_layout_writes_it_passes() -> None:
-    layout = resolve(heard=None, begin=None, end=None, chat={"user_speech": AROUND})
+    layout = resolve(user_speech=None, begin=None, end=None, chat={"user_speech": AROUND})
     heard = layout.user_speech_prompt([3, 9, 9])
     answer = said("assistant", "w1<|audio_3|><|audio_4|>")  # without boundaries, as the layout has it
     messages = [said("system", f"w1{heard}"), said("user", f"{heard}w1{heard}"), answer, said("user", heard)]
@@ -380,8 +380,8 @@ def test_layouts_resolve_by_name(name: str) -> None:
     node = yaml.safe_load((resources.files("wavalign_recipes") / "layout" / f"{name}.yaml").read_text())
     assert node["name"] == name
     node["speech"]["count"] = 64  # counts can be overridden, as Hydra does it
-    if node.get("heard"):
-        node["heard"]["count"] = 16
+    if node.get("user_speech"):
+        node["user_speech"]["count"] = 16
     config: Any = OmegaConf.create(node)
     layout = load_layout(config).resolve(TOKENIZER)
     split = layout.split(layout.target(range(1, 31), range(64)))

@@ -12,7 +12,7 @@ NAN = math.nan
 
 def filtered(monkeypatch: pytest.MonkeyPatch, groups: dict[str, list[Any]], metric: str = "reward") -> set[str]:
     """Prompts that the buffer would evict, of rollouts with these values."""
-    import verl  # noqa: F401  (loads the plugin)
+    import verl.trainer.ppo.v1.trainer_sync  # noqa: F401  (the plugin registers our trainer behind it)
 
     from wavalign_ext.trainer import group_filter
 
