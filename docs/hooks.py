@@ -1,4 +1,4 @@
-"""What the site needs beside MkDocs: links to files of the repository, and docstrings without Sphinx's roles."""
+"""What the site needs beside MkDocs: links to files of the repository, and docstrings as they are written here."""
 
 import re
 from pathlib import Path
@@ -10,6 +10,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((\.\./[^)#\s]+)[^)]*\)")
+CODE = re.compile(r"<code>[^<]*</code>")
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):`~?([^`]+)`")
 
 
@@ -33,9 +34,18 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return LINK.sub(inside, markdown)
 
 
-class PlainRoles(griffe.Extension):
-    """``:func:`name``` of a docstring becomes ```name```."""
+def on_page_content(html: str, **_: Any) -> str:
+    """A table's code loses the backslash that keeps its ``|`` from ending a cell."""
+    return CODE.sub(lambda code: code[0].replace("\\|", "|"), html)
+
+
+class HouseStyle(griffe.Extension):
+    """``:func:`name``` becomes ```name```, and the comment behind a dataclass's field is the field's docstring."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.is_attribute and not obj.docstring and isinstance(obj.parent, griffe.Class) and obj.lineno:
+            _, mark, comment = obj.lines_collection[obj.filepath][obj.lineno - 1].partition("  # ")
+            if mark:
+                obj.docstring = griffe.Docstring(comment, parent=obj)
         if obj.docstring:
             obj.docstring.value = ROLE.sub(r"`\1`", obj.docstring.value)

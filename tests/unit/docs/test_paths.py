@@ -53,6 +53,13 @@ def test_keys_that_the_pages_name_are_in_the_recipe() -> None:
     assert sorted(entry for entry in known if find(entry[1]) is missing) == []
 
 
+def test_metrics_that_the_pages_name_are_in_the_table() -> None:
+    named = re.compile(r"`((?:wavalign|actor|val-anchor)/[\w-]+)`")
+    known = set(named.findall((ROOT / "docs" / "metrics.md").read_text()))
+    used = {(page.name, name) for page in PAGES for name in named.findall(page.read_text())}
+    assert len(used) > 20 and sorted(entry for entry in used if entry[1] not in known) == []
+
+
 def test_the_tree_in_the_readme_is_the_folder() -> None:
     block = (ROOT / "README.md").read_text().split("```\nwavalign_ext/\n", 1)[1].split("\n```", 1)[0]
     lines = [line for line in block.splitlines() if line.startswith("  ")]

@@ -33,8 +33,14 @@ def test_every_page_is_in_it(site: Path) -> None:
 def test_the_api_has_what_docstrings_say(site: Path) -> None:
     text = (site / "api" / "method.html").read_text()
     assert "population std" in text and ":func:" not in text and ":class:" not in text
-    assert "wavalign_loss" in (site / "api" / "kernels.html").read_text()
+    kernels = (site / "api" / "kernels.html").read_text()
+    assert "wavalign_loss" in kernels and "(T,) integer: NONE, PREFERENCE or ANCHOR" in kernels
     assert "register_term" in (site / "api" / "rewards.html").read_text()
+
+
+def test_code_in_a_table_keeps_its_bars(site: Path) -> None:
+    text = (site / "glossary.html").read_text()
+    assert "<code>&lt;|begin_of_audio|&gt;</code>" in text and "\\|" not in text
 
 
 def test_it_loads_nothing_from_the_network(site: Path) -> None:
