@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python
 ARGS   ?=
 
-.PHONY: help train test test-slow gpu check install clean
+.PHONY: help train test test-slow gpu check docs install clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
@@ -45,6 +45,10 @@ check: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
+# make docs    the documentation as a site, in site/
+docs: $(STAMP)
+	$(RUN) -m mkdocs build
+
 # make clean   remove runs and caches, not .venv
 clean:
-	rm -rf runs outputs .pytest_cache .ruff_cache
+	rm -rf runs outputs site .pytest_cache .ruff_cache

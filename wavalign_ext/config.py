@@ -62,7 +62,7 @@ class TokenChoice(Section):
 
 
 class PreferenceConfig(TokenChoice):
-    """The policy gradient on rollouts (METHOD: w_t)."""
+    """The policy gradient on rollouts (w_t of docs/method.md)."""
 
     tokens: Literal["all", "text", "speech"] = "text"
     """On which tokens of a rollout it acts."""
@@ -77,7 +77,7 @@ class PreferenceConfig(TokenChoice):
 
 
 class AnchorConfig(TokenChoice):
-    """The supervised loss on the target response (METHOD: v_t)."""
+    """The supervised loss on the target response (v_t of docs/method.md)."""
 
     tokens: Literal["all", "text", "speech"] = "all"
     """On which tokens of the target it acts."""

@@ -1,8 +1,8 @@
-"""The three matrix products, accumulated in fp32 (fp64 for fp64) whatever the storage dtype.
+"""The three matrix products of a chunk. They sum in fp32 (fp64 for fp64), whatever the storage dtype.
 
-bf16 multiplies as bf16 where that is fast. On an accelerator torch.mm returns such products in fp32 (out_dtype). On a
-CPU it rounds them to bf16, which dh and db bear; logits and dW do not, and are made by `amx`. fp16 has too little range
-for dlogits, and CPUs are slow at it: it is widened slab by slab and multiplied in fp32, as bf16 is without AMX.
+bf16: on an accelerator torch.mm multiplies bf16 and returns fp32 (out_dtype). On a CPU it rounds its result to bf16.
+That is enough for dh and db; logits and dW need fp32 and are made by `amx`, or without AMX as fp16 is.
+fp16: its range is too small for dlogits, and CPUs multiply it slowly. Slabs of it are widened and multiplied in fp32.
 """
 
 import functools

@@ -1,4 +1,7 @@
-"""C beside this file, built on first use by the system's compiler, and called by ctypes, a thread for each span."""
+"""Compiles the C files beside this one on first use and loads them by ctypes.
+
+A call is divided into spans, and each span runs on a thread of its own.
+"""
 
 import ctypes
 import hashlib

@@ -1,8 +1,8 @@
-"""The row step in PyTorch, for CPUs and as a fallback: a pass over logits for their statistics, one for their gradient.
+"""The row step in PyTorch, for CPUs and as a fallback: one pass over logits for their statistics, one for the gradient.
 
-Blocks of rows, with a scratch copy, fit the second-level cache; where `avx512` makes the passes, all rows are a block.
-What has one number per row is computed for all rows at once between the passes: a call on a few numbers costs as much
-as a pass over thousands, and a loss needs dozens.
+Rows are taken in blocks; a block and a scratch copy of it fit the second-level cache. Where `avx512` makes the passes,
+all rows are one block. What has one number per row is computed for all rows at once between the passes: a call on a few
+numbers costs as much as a pass over thousands, and a loss needs dozens of calls.
 """
 
 from collections.abc import Callable

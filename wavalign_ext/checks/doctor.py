@@ -212,7 +212,7 @@ def check_codec(patient: Patient) -> Iterator[Finding]:
         heard = load_codec(patient.wav.input_codec, device="cpu")
         count = len(heard.encode(_tone(heard.sample_rate)))
         text = f"{patient.wav.input_codec['type']}: 1 s → {count} codes of {heard.codebook_size}"
-        yield Finding("heard codec", OK if count else FAIL, text, "check wavalign.input_codec")
+        yield Finding("input codec", OK if count else FAIL, text, "check wavalign.input_codec")
 
 
 def check_data(patient: Patient) -> Iterator[Finding]:

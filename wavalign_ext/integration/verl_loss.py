@@ -15,7 +15,8 @@ class VerlLoss:
     """:func:`combined_loss` as verl's ``set_loss_fn`` takes it: called with one micro-batch on one rank.
 
     ``one_pass`` lets the fused head make the loss and its gradient together (:meth:`head_loss`); without it, or without
-    that head, the loss is made here from log-probs. Both are the same number: ``tests/plugin/test_one_pass.py``.
+    that head, the loss is made here from log-probs. Both are the same number, by
+    ``tests/unit/integration/test_one_pass.py``.
     """
 
     def __init__(self, coefficients: LossCoefficients, one_pass: bool = True) -> None:

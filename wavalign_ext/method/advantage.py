@@ -10,7 +10,7 @@ EPSILON = 1e-4
 def group_advantages(
     rewards_N: torch.Tensor, groups_N: Sequence[Hashable], kind: str = "grpo", by_std: bool = True
 ) -> torch.Tensor:
-    """A_ig = (r_ig − mean_g r) / (std_g r + ε), population std, ε = 1e-4 (METHOD.md); shape (N,).
+    """A_ig = (r_ig − mean_g r) / (std_g r + ε), population std, ε = 1e-4 (docs/method.md); shape (N,).
 
     Args:
         kind: ``grpo``, or ``rloo``: r_ig minus the mean of the group's other rewards (arXiv 2402.14740).

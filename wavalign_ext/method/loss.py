@@ -1,4 +1,4 @@
-"""The combined loss: λ · preference + (1 − λ) · anchor (METHOD.md; paper: arXiv 2604.14932).
+"""The combined loss: λ · preference + (1 − λ) · anchor (docs/method.md; paper: arXiv 2604.14932).
 
 :func:`combined_loss` is the definition, on plain tensors; ``integration/verl_loss.py`` hands it to verl's workers.
 """

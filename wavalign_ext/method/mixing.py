@@ -42,7 +42,7 @@ class Mixing:
 
 
 class MixingController:
-    """Finds λ from a step's rewards (METHOD.md, "Mixing weight"; paper: arXiv 2604.14932).
+    """Finds λ from a step's rewards (docs/method.md, "Mixing weight"; paper: arXiv 2604.14932).
 
         λ_raw,i = λ_max · sigmoid(k (max_g r_ig − τ)) · clip(Var_g(r_ig) / v0, 0, 1)
         λ_s     = (1 − α) · mean_i λ_raw,i + α · λ_{s−1},        first step: mean_i λ_raw,i

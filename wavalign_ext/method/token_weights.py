@@ -64,7 +64,7 @@ def token_weights(
     scale: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TokenWeights:
-    """Weights of one mini-batch (METHOD.md: w_t, v_t and their denominators).
+    """Weights of one mini-batch (docs/method.md: w_t, v_t and their denominators).
 
     Args:
         modality_RT: TEXT, SPEECH or BOUNDARY per response token.

@@ -1,12 +1,12 @@
-"""A logits processor for vLLM that lets a response only go on as its layout's schedule does.
+"""A logits processor for vLLM: the next token must be of a kind that the layout's schedule allows.
 
-Imported by vLLM's engine, on ``wavalign.constrained_decoding=true``: the recipe names it in
+vLLM's engine imports it with ``wavalign.constrained_decoding=true``. The recipe then names it in
 ``actor_rollout_ref.rollout.engine_kwargs.vllm.logits_processors`` and puts the layout into ``additional_config``. It
-holds for training rollouts and for validation alike.
+acts on training rollouts and on validation.
 
-What is sampled then comes from another distribution than the policy's own: every token that would break the schedule
-has probability 0. The gradient is of the free policy at these tokens, so hold the schedule for a model that breaks it
-rarely; ``training/rollout_probs_diff_mean`` shows how often.
+The sampler then differs from the policy: a token that would break the schedule has probability 0, while log-probs and
+gradients are those of the free policy. So use it for a model that rarely breaks its schedule;
+``training/rollout_probs_diff_mean`` shows how much it had to change.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
-"""Which kind of token may come next in a response that keeps its layout's schedule.
+"""Which kinds of token may come next in a response, by its layout's schedule.
 
-:class:`Turns` follows a response token by token and accepts exactly the responses that
-:meth:`wavalign_ext.speech.layout.ResolvedLayout.split` finds no fault with: complete turns as the schedule has them,
-and a last one in which one stream has run out and the other says what it has left.
+:class:`Turns` reads a response token by token. It accepts exactly the responses in which
+:meth:`wavalign_ext.speech.layout.ResolvedLayout.split` finds no error: complete turns in the schedule's order, then a
+last turn in which one stream has ended and the other writes what is left of it.
 """
 
 from wavalign_ext.speech.layout import BOUNDARY, SPEECH, ResolvedLayout

@@ -115,7 +115,7 @@ def test_a_pocket_that_is_not_built_is_no_failure(
 
 def test_codecs_are_heard_and_compared_with_the_layout(patient: Patient) -> None:
     list(doctor.check_model(patient))
-    assert states(doctor.check_codec(patient)) == {"codec": OK, "heard codec": OK}
+    assert states(doctor.check_codec(patient)) == {"codec": OK, "input codec": OK}
     object.__setattr__(patient.layout, "speech_end", patient.layout.speech_end + 1)
     finding = next(doctor.check_codec(patient))
     assert finding.state == FAIL and "a codec with 17 codes" in finding.remedy

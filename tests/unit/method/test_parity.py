@@ -1,4 +1,4 @@
-"""The method against a second implementation of METHOD.md's formulas: loops and floats, no code shared with ours.
+"""The method against a second implementation of docs/method.md: loops and floats, no code shared with ours.
 
 Random batches with ragged lengths, rows without text or without speech, equal rewards, a single rollout and missing
 scores; losses and gradients must agree to 1e-9 in float64, λ exactly.

@@ -67,7 +67,7 @@ def resolve(**changes: object) -> ResolvedLayout:
 
 
 def runs(layout: ResolvedLayout, ids: list[int]) -> str:
-    """'t3' for three text tokens, 'A8' for eight audio tokens with boundaries, as LAYOUTS.md writes them."""
+    """'t3' for three text tokens, 'A8' for eight audio tokens with boundaries, as docs/layouts.md writes them."""
     found: list[list] = []
     for i in ids:
         name = "t" if i <= WORDS else "A"  # by id, so that it does not lean on modality()

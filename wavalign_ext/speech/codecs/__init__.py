@@ -17,13 +17,13 @@ __all__ = ["SpeechCodec", "load_codec", "register_codec"]
 
 
 def load_codec(spec: Mapping[str, Any], device: str | None = None) -> SpeechCodec:
-    """The codec of ``{"type": name, **arguments}``, those of the user's packages included.
+    """Build the codec of ``spec``: ``{"type": name, **arguments}``; the types of the user's packages are known too.
 
     Args:
-        device: where it computes, in place of the spec's, for a codec that has one.
+        device: where the codec computes; it replaces the spec's, for a codec that has one.
 
     Raises:
-        ValueError: an unknown type, naming the known ones, or a device that is none.
+        ValueError: an unknown type (the message names the known ones), or a device that does not exist.
         ImportError: ``VERL_USE_EXTERNAL_MODULES`` names no module.
     """
     import_external_modules()

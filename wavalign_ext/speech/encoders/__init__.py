@@ -1,4 +1,4 @@
-"""Speech encoders: a recording to the feature vectors that a model hears; importing this package registers them.
+"""Speech encoders: from a recording to the feature vectors that a model takes. Importing this package registers them.
 
 Each imports what it needs when it is built, so a missing package or folder is an error of the one who asked for it.
 """
@@ -14,7 +14,7 @@ from wavalign_ext.speech.external import import_external_modules
 
 
 def load_encoder(spec: Mapping[str, Any]) -> _base.SpeechEncoder:
-    """The encoder of ``{"type": name, **arguments}``, those of the user's packages included.
+    """Build the encoder of ``spec``: ``{"type": name, **arguments}``; the types of the user's packages are known too.
 
     Raises as :func:`wavalign_ext.speech.encoders.base.load_encoder`; ImportError where ``VERL_USE_EXTERNAL_MODULES``
     names no module.
