@@ -139,7 +139,7 @@ def _nodes(cls: type[Section], config: Any, name: str, meaning: str, resolve: bo
 def _value(config: Any, key: str, field: FieldInfo, resolve: bool) -> str:
     """What the recipe has at ``key``, or else the default; ``resolve`` follows its interpolations."""
     parent, _, name = key.rpartition(".")
-    node = OmegaConf.to_container(OmegaConf.select(config, parent), resolve=False)
+    node: Any = OmegaConf.to_container(OmegaConf.select(config, parent), resolve=False)
     if name not in node:
         return _yaml(field.get_default(call_default_factory=True))
     if not resolve or node[name] == "???":
