@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python
 ARGS   ?=
 
-.PHONY: help train test test-slow gpu check docs install clean
+.PHONY: help train test test-slow gpu check docs pages install clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
@@ -48,6 +48,11 @@ check: $(STAMP)
 # make docs    the documentation as a site, in site/
 docs: $(STAMP)
 	$(RUN) -m mkdocs build
+
+# make pages   docs/config.md and docs/metrics.md anew, from the code
+pages: $(STAMP)
+	$(RUN) -m wavalign_ext.cli config --markdown wavalign/hardware=cpu > docs/config.md
+	$(RUN) -m wavalign_ext.trainer.metric_names > docs/metrics.md
 
 # make clean   remove runs and caches, not .venv
 clean:

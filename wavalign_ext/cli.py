@@ -11,6 +11,7 @@ COMMANDS = {
     "prepare": ("wavalign_ext.data.prepare.command", "spoken dialogues in JSONL to verl's parquet"),
     "pocket": ("wavalign_ext.pocket.__main__", "build the embedded default: voices, codecs, data and a small model"),
     "doctor": ("wavalign_ext.checks.doctor", "check this machine and a recipe's parts before a run"),
+    "config": ("wavalign_ext.checks.show_config", "the keys of a recipe: value, what each takes, what it is for"),
     "judge": ("wavalign_ext.checks.judge_check", "what a recipe's judges give to known answers, and what they cost"),
     "listen": ("wavalign_ext.report.listen", "what a run's model says, as a table and WAV files"),
     "report": ("wavalign_ext.report", "runs side by side, as one HTML page"),

@@ -1,4 +1,8 @@
-"""Import paths of earlier versions: each ends in one line that names the new one."""
+"""Import paths of earlier versions: each ends in one line that names the new one.
+
+Of a package that moved, Python asks for the package alone, whichever of its modules is imported; its modules that have
+another name now are listed below its new one.
+"""
 
 import importlib.abc
 import sys
@@ -13,13 +17,10 @@ MOVED = {
     "checked_weights": "integration.checked_weights",
     "codec": "speech.codecs.base",
     "codecs": "speech.codecs",
-    "codecs.codec2": "speech.codecs.codec2",
-    "codecs.glm4_voice": "speech.codecs.glm4_voice",
-    "codecs.imports": "speech.codecs.imports",
-    "codecs.neural": "speech.codecs.neural",
-    "codecs.streams": "speech.codecs.codebook_stream",
     "convert": "checkpoints.convert",
     "cpu_platform": "integration.cpu_platform",
+    "data.prepare.raw": "data.prepare.raw_rows",
+    "data.prepare.samples": "data.prepare.dialogue",
     "dataset": "data.dataset",
     "devices": "speech.devices",
     "doctor": "checks.doctor",
@@ -46,19 +47,12 @@ MOVED = {
     "preflight_data": "checks.preflight_data",
     "preflight_model": "checks.preflight_model",
     "prepare": "data.prepare",
-    "prepare.audio": "data.prepare.audio",
-    "prepare.command": "data.prepare.command",
-    "prepare.encode": "data.prepare.encode",
-    "prepare.files": "data.prepare.files",
-    "prepare.raw": "data.prepare.raw_rows",
-    "prepare.rows": "data.prepare.rows",
-    "prepare.samples": "data.prepare.dialogue",
-    "prepare.setup": "data.prepare.setup",
     "resolvers": "integration.resolvers",
     "reward": "rewards.manager",
     "routes": "rewards.routing",
     "run": "integration.run",
     "samples": "trainer.rollout_dump",
+    "speech.codecs.streams": "speech.codecs.codebook_stream",
     "surrogates": "method.surrogates",
     "text_normalization": "speech.text_normalization",
     "token_names": "speech.token_names",

@@ -89,26 +89,23 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
 
 def allowed(field: FieldInfo) -> str:
     """What a field takes, in words: ``a number in [0, 1]``, ``one of text, speech``, ``an integer ≥ 0, or null``."""
-    annotation = field.annotation
-    options = [annotation]
-    if get_origin(annotation) in (Union, UnionType):
-        options = [option for option in get_args(annotation) if option is not NoneType]
-    words = _words(options[0], field)
-    return f"{words}, or null" if NoneType in get_args(annotation) else words
+    options = _options(field.annotation)
+    words = " or ".join(_words(option, field) for option in options if option is not NoneType)
+    return f"{words}, or null" if NoneType in options else words
 
 
 def sections(cls: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key below ``cls``, dotted, with its field; a section comes before its own keys."""
     for name, field in cls.model_fields.items():
         yield prefix + name, field
-        if (inner := _section_of(field.annotation)) is not None:
+        if (inner := section_of(field.annotation)) is not None:
             yield from sections(inner, f"{prefix}{name}.")
 
 
 def _words(kind: Any, field: FieldInfo) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
-    if (section := _section_of(kind)) is not None:
+    if (section := section_of(kind)) is not None:
         return f"a mapping with the keys {', '.join(section.model_fields)}"
     if kind in (int, float):
         return ("an integer" if kind is int else "a number") + _bounds(field)
@@ -134,8 +131,15 @@ _NAMES = {
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, None among them as ``NoneType``; or the annotation alone."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, which may be optional."""
+    held = [option for option in _options(annotation) if isinstance(option, type) and issubclass(option, Section)]
+    return held[0] if held else None
 
 
 def _problem(cls: type[Section], details: ErrorDetails, prefix: str) -> tuple[str, str]:
@@ -168,7 +172,7 @@ def _field(cls: type[Section], loc: tuple[int | str, ...]) -> tuple[type[Section
         if not isinstance(part, str) or part not in cls.model_fields:
             break
         field = cls.model_fields[part]
-        inner = _section_of(field.annotation)
+        inner = section_of(field.annotation)
         if inner is None:
             break
         cls = inner

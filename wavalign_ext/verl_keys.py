@@ -163,23 +163,39 @@ class _Read(Section):
 
 class PolicyLossKeys(_Read):
     loss_mode: Literal["vanilla", "gspo", "geo_mean"]
+    """The surrogate that the policy gradient climbs: PPO's, GSPO's or GMPO's; see docs/method.md."""
 
 
 class ActorKeys(_Read):
     strategy: Literal["fsdp", "fsdp2"]
+    """The engine that trains."""
     clip_ratio: float = Field(ge=0)
+    """ε of the clip, on a side that has no bound of its own."""
     clip_ratio_low: float | None = Field(ge=0)
+    """How far below 1 the ratio of new to old policy counts. Null: ``clip_ratio``."""
     clip_ratio_high: float | None = Field(ge=0)
+    """How far above 1 the ratio counts. Null: ``clip_ratio``."""
     clip_ratio_c: float = Field(gt=1)
+    """c of the dual clip, with ``loss_mode=vanilla``: the most that an answer worse than its group counts."""
     policy_loss: PolicyLossKeys
+    """The policy loss of verl's actor."""
     entropy_coeff: float
+    """Weight of the entropy bonus on the preferred tokens; 0 switches it off."""
     loss_agg_mode: Literal["seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm"]
+    """How a loss over tokens becomes one number: a mean over each row and then over rows, over all tokens, or a sum
+    per row over ``loss_scale_factor`` and then a mean over rows."""
     loss_scale_factor: float | None = Field(gt=0)
+    """What ``seq-mean-token-sum-norm`` divides by. Null: ``data.max_response_length``."""
     calculate_entropy: bool
+    """Whether the entropy is computed for the metrics, though nothing is trained on it."""
     use_kl_loss: bool
+    """Whether a reference policy is kept, for the KL terms of ``wavalign.kl``."""
     shuffle: bool
+    """Must be false: mini-batches are dealt by prompt, before the ranks get them."""
     ppo_epochs: int = Field(ge=1)
+    """How often an update goes over a batch."""
     ppo_mini_batch_size: int = Field(ge=1)
+    """Prompts of one optimiser step, each with all of its rollouts and its anchor."""
 
     @property
     def coefficients(self) -> dict[str, Any]:
@@ -195,71 +211,105 @@ class ActorKeys(_Read):
 
 class RolloutKeys(_Read):
     n: int = Field(ge=1)
+    """Rollouts of a prompt; an advantage compares them."""
     temperature: float = Field(gt=0)
+    """Of the sampled answers; log-probs are taken at it too."""
     calculate_log_probs: bool
+    """Whether the rollout engine's log-probs come along, for the metrics that compare it with the trainer."""
 
 
 class ActorRolloutKeys(_Read):
     actor: ActorKeys
+    """The policy that is trained."""
     rollout: RolloutKeys
+    """How answers are sampled."""
 
 
 class RolloutCorrectionKeys(_Read):
     bypass_mode: bool
+    """Whether the rollout engine's log-probs stand in for the old policy's."""
     rollout_is: str | None
+    """Must be null: importance weights for rollouts are not applied."""
     rollout_rs: str | None
-    rollout_rs_threshold: Any
+    """How tokens or answers on which engine and trainer disagree are left out. Null: none is."""
+    rollout_rs_threshold: float | str | None
+    """From which disagreement on ``rollout_rs`` acts."""
 
 
 class FilterGroupsKeys(_Read):
     enable: bool
+    """Whether a prompt whose scored rollouts are all equal is replaced by another one (DAPO, arXiv 2503.14476)."""
     metric: str | None
+    """By which number they are compared."""
 
 
 class AlgorithmKeys(_Read):
     adv_estimator: str
+    """Must be wavalign."""
     norm_adv_by_std_in_grpo: bool
+    """Whether ``grpo`` divides by the standard deviation of the prompt's rewards (false: Dr. GRPO)."""
     use_kl_in_reward: bool
+    """Must be false: ``wavalign.kl`` is the penalty."""
     filter_groups: FilterGroupsKeys | None = None
+    """Dynamic sampling."""
     rollout_correction: RolloutCorrectionKeys
+    """What is done about an engine that samples from another distribution than the trainer computes."""
 
 
 class DataKeys(_Read):
     train_batch_size: int = Field(ge=1)
+    """Prompts of a step."""
     max_prompt_length: int = Field(ge=1)
+    """The most tokens of a prompt."""
     max_response_length: int = Field(ge=1)
+    """The most tokens of an answer; a longer one is cut off."""
 
 
 class TrainerModeKeys(_Read):
     trainer_mode: str
+    """Must be wavalign."""
 
 
 class TrainerKeys(_Read):
     device: str
+    """What the training computes on; the hardware preset sets it."""
     use_v1: bool
+    """Must be true: the trainer is one of verl's V1 trainers."""
     v1: TrainerModeKeys
+    """verl's V1 trainers."""
     critic_warmup: int = Field(ge=0)
+    """Must be 0: there is no critic."""
     val_only: bool
+    """Whether the run ends after its first validation."""
     val_before_train: bool
+    """Whether a run begins with a validation."""
     total_training_steps: int | None = Field(ge=1)
+    """How many steps a run has. Null: as many as ``trainer.total_epochs`` makes."""
 
 
 class RewardManagerKeys(_Read):
     source: str
+    """Must be importlib: the reward manager is a class of this package, or derived from it."""
 
 
 class RewardKeys(_Read):
     reward_manager: RewardManagerKeys
+    """Who scores the rollouts."""
 
 
 class VerlKeys(_Read):
     """Everything of verl's configuration that our code reads, typed."""
 
     data: DataKeys  # before the actor, whose sizes follow it
+    """The prompts."""
     actor_rollout_ref: ActorRolloutKeys
+    """The policy and its copies."""
     algorithm: AlgorithmKeys
+    """From rewards to advantages."""
     trainer: TrainerKeys
+    """The run."""
     reward: RewardKeys
+    """The reward."""
 
     @classmethod
     def of(cls, config: DictConfig) -> Self:

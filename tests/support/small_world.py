@@ -26,16 +26,16 @@ class World:
     folder: Path
     layout: Path
     codec: dict[str, str]
-    heard: dict[str, str]
+    user_speech: dict[str, str]
 
     @property
     def options(self) -> list[str]:
         """For ``wavalign prepare``."""
-        codecs = ["--codec", json.dumps(self.codec), "--input-codec", json.dumps(self.heard)]
+        codecs = ["--codec", json.dumps(self.codec), "--input-codec", json.dumps(self.user_speech)]
         return ["--layout", str(self.layout), "--tokenizer", str(self.folder / "model"), *codecs]
 
     def setup(self) -> Setup:
-        return set_up(str(self.layout), str(self.folder / "model"), self.codec, self.heard)
+        return set_up(str(self.layout), str(self.folder / "model"), self.codec, self.user_speech)
 
 
 def build(folder: Path, **layout: Any) -> World:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from wavalign_ext.method.loss import LossCoefficients
 from wavalign_ext.method.surrogates import SURROGATES
 from wavalign_ext.method.token_weights import AGGREGATIONS
+from wavalign_ext.schema import allowed, sections
 from wavalign_ext.verl_keys import ACTS, REMEDIES, ActorKeys, PolicyLossKeys, VerlKeys, check_verl_keys, stock_config
 
 
@@ -72,3 +73,12 @@ def test_the_gradient_bound_that_verl_s_engine_reads_is_optim_clip_grad() -> Non
 
     source = inspect.getsource(transformer_impl)
     assert "optimizer_config.clip_grad" in source and "grad_clip" not in source
+
+
+def test_every_key_that_we_read_says_what_it_is_for() -> None:
+    """The documentation is made of these."""
+    keys = dict(sections(VerlKeys))
+    assert [key for key, field in keys.items() if not field.description] == []
+    assert "algorithm.filter_groups.enable" in keys, "an optional section has keys too"
+    assert allowed(keys["algorithm.rollout_correction.rollout_rs_threshold"]) == "a number or text, or null"
+    assert allowed(keys["actor_rollout_ref.actor.clip_ratio_low"]) == "a number ≥ 0, or null"

@@ -136,21 +136,12 @@ def check_accelerator(patient: Patient) -> Iterator[Finding]:
 
 def check_recipe(patient: Patient) -> Iterator[Finding]:
     """Compose the configuration and check the keys of the method."""
-    from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    from wavalign_ext.checks.preflight import check_config
+    from wavalign_ext.checks.recipe import compose_recipe
     from wavalign_ext.integration import run
 
-    overrides = patient.overrides
-    if not any(override.lstrip("+").startswith("recipe=") for override in overrides):
-        overrides = ["+recipe=wavalign", *overrides]
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        try:
-            config = compose("ppo_trainer", overrides)
-            patient.wav = check_config(config)
-        except SystemExit as error:  # of the resolver that misses the plugin
-            raise ValueError(str(error)) from error
+    overrides, config, patient.wav = compose_recipe(patient.overrides)
     patient.config = config
     yield Finding("recipe", OK, " ".join(overrides))
     told = OmegaConf.select(config, f"{run.VARIABLES}.VERL_PLATFORM")

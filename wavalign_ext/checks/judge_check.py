@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from wavalign_ext.checks.recipe import compose_recipe
 from wavalign_ext.rewards.answer import SpokenAnswer
 from wavalign_ext.rewards.judge import Judge
 from wavalign_ext.rewards.judge_prompt import CLOSING, FORMS
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.pairs < 1:
             raise ValueError(f"--pairs={args.pairs} is not allowed: a whole number ≥ 1")
-        config, wav = _composed(args.overrides)
+        _, config, wav = compose_recipe(args.overrides)
         judges = judges_of(wav.reward.terms, wav.reward.scale)
         rows = read_answers(config, wav.audio_root, LOOKED_AT if args.dry_run else args.pairs + 1)
         if args.dry_run:
@@ -204,19 +205,6 @@ def _seconds(judge: Judge, answer: SpokenAnswer) -> float:
         return 0.0
     question = 0.0 if answer.question_wave is None else len(answer.question_wave) / answer.question_rate
     return question + (0.0 if answer.wave is None else len(answer.wave) / answer.sample_rate)
-
-
-def _composed(overrides: Sequence[str]) -> tuple[Any, Any]:
-    """verl's configuration, and the method's node of it, as the run will have them."""
-    from hydra import compose, initialize_config_module
-
-    from wavalign_ext.checks.preflight import check_config
-
-    if not any(override.lstrip("+").startswith("recipe=") for override in overrides):
-        overrides = ["+recipe=wavalign", *overrides]
-    with initialize_config_module("verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", list(overrides))
-    return config, check_config(config)
 
 
 def _answer(text: str, info: Mapping[str, Any], root: Path) -> SpokenAnswer:

@@ -153,7 +153,7 @@ def test_the_command_ends_with_a_line_not_a_traceback(
     def fail(overrides: Any) -> Any:
         raise ValueError("no such\nrecipe")
 
-    monkeypatch.setattr(judge_check, "_composed", fail)
+    monkeypatch.setattr(judge_check, "compose_recipe", fail)
     assert judge_check.main([]) == 2
     assert capsys.readouterr().err == "wavalign judge: no such recipe\n"
     assert judge_check.main(["--pairs", "0"]) == 2
