@@ -180,6 +180,7 @@ def main() -> None:
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
         os.execv(sys.executable, [sys.executable, *sys.argv])
     os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29655")
+    os.environ.setdefault("VERL_ENGINE_VENDOR", "wavalign")  # before verl is imported: our engine, also on a GPU
 
     import verl  # noqa: F401  (loads the plugin)
 

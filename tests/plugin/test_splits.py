@@ -18,10 +18,10 @@ REPLAY = Path(__file__).with_name("replay.py")
 KL = ("wavalign.kl.text=0.05", "wavalign.kl.speech=0.02")
 
 
-def replay(model: Path, ranks: int, micro: str, out: Path, *overrides: str) -> dict:
+def replay(model: Path, ranks: int, micro: str, out: Path, *overrides: str, one_pass: bool = True) -> dict:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
     command += ["--master_addr=127.0.0.1", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
-    environment = dict(os.environ, VERL_PLATFORM="cpu", OMP_NUM_THREADS="1")
+    environment = dict(os.environ, VERL_PLATFORM="cpu", OMP_NUM_THREADS="1", ONE_PASS=str(int(one_pass)))
     done = subprocess.run(
         [*command, str(REPLAY), str(model), micro, str(out), *KL, *overrides],
         env=environment,
@@ -68,3 +68,14 @@ def test_the_fused_head_gives_the_same(model: Path, tmp_path: Path, overrides: t
         difference = (fused["grads"][name] - expected).norm() / expected.norm()
         assert difference < RELATIVE, f"{name}: {difference:.1e}"
     assert fused["loss"] == pytest.approx(plain["loss"], rel=RELATIVE)
+
+
+@pytest.mark.parametrize(("ranks", "micro"), [(1, "dynamic60"), (2, "4")])
+def test_one_pass_gives_the_gradient_of_two(model: Path, tmp_path: Path, ranks: int, micro: str) -> None:
+    two = replay(model, ranks, micro, tmp_path / "two.pt", FUSED, one_pass=False)
+    one = replay(model, ranks, micro, tmp_path / "one.pt", FUSED)
+    for name, expected in two["grads"].items():
+        difference = (one["grads"][name] - expected).norm() / expected.norm()
+        assert difference < 1e-6, f"{name}: {difference:.1e}"
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+    assert one["anchor_nll"] == pytest.approx(two["anchor_nll"], rel=1e-6)
