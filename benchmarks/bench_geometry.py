@@ -67,7 +67,7 @@ def step(model: Any, head: str, tokens: int, share: float) -> float:
         from wavalign_ext.fused_head import FusedHead, Scored
 
         fused: Any = FusedHead.install(model, model.config)
-        fused.scored = Scored(targets, active, torch.ones(1, tokens), True)
+        fused.scored = Scored(targets, torch.ones(1, tokens), True, active)
         logp = model(ids).logits[..., 0]
     else:
         logits = model(ids).logits
