@@ -21,6 +21,7 @@ from wavalign_kernels import (
     avx512,
     linear_logprob,
     logits_loss,
+    matmul,
     wavalign_loss,
 )
 
@@ -34,11 +35,12 @@ GPU = pytest.param(
 )
 
 
-@pytest.fixture(params=["this CPU", "without AMX", "without AVX-512", GPU])
+@pytest.fixture(params=["this CPU", "without AMX", "without AVX-512", "without bf16", GPU])
 def device(request, monkeypatch) -> torch.device:
     """Every way in which the torch path works, by the device it works on."""
-    if request.param in ("without AMX", "without AVX-512"):
+    if request.param in ("without AMX", "without AVX-512", "without bf16"):
         monkeypatch.setattr(amx, "library", lambda: None)
+    monkeypatch.setattr(matmul, "multiplies_bf16", lambda: request.param != "without bf16")
     if request.param == "without AVX-512":
         monkeypatch.setattr(avx512, "library", lambda: None)
     return torch.device("cuda" if request.param == "GPU" else "cpu")
