@@ -16,7 +16,17 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from wavalign_kernels import LossInputs, checks, linear_logprob, logits_loss, matmul, passes, torch_rows, wavalign_loss
+from wavalign_kernels import (
+    LossInputs,
+    checks,
+    chunked,
+    linear_logprob,
+    logits_loss,
+    matmul,
+    passes,
+    torch_rows,
+    wavalign_loss,
+)
 from wavalign_kernels.autograd import LinearLogprob
 
 T, H, V, A = 64, 32, 507, 40
@@ -116,3 +126,30 @@ def test_nothing_is_copied_from_the_cpu(scalars):
             wavalign_loss(h, w, x, impl="torch", **known)
             linear_logprob(h, w, x.targets, temperature=temperature, impl="torch", **known)
     assert torch.device("cpu") not in seen
+
+
+@pytest.mark.usefixtures("accelerator")
+def test_a_pass_without_gradients_keeps_half_the_rows(monkeypatch):
+    """fp32 logits of 1024 rows and nothing else of size V, where an update has 2048 rows of logits and of dlogits."""
+    made, memory, empty = [], matmul.memory, torch.empty
+    monkeypatch.setattr(matmul, "_accumulates_wide", lambda *_: False)
+
+    def watched(*shape, **options):
+        made.append(empty(*shape, **options))
+        return made[-1]
+
+    monkeypatch.setattr(chunked.torch, "empty", watched)
+    monkeypatch.setattr(matmul, "memory", lambda *arguments: made.append(memory(*arguments)) or made[-1])
+    rows = 4096
+    h, w = (tensor(*shape, dtype=torch.bfloat16).requires_grad_() for shape in ((rows, H), (V, H)))
+    known = dict(index=torch.arange(rows, device=CUDA), check=False)
+    y = tensor(rows, dtype=torch.long)
+    linear_logprob(h, w, y, impl="torch", **known)
+    assert max(t.numel() for t in made if t.dim() == 1) == 1024 * V
+    made.clear()
+    x = LossInputs(2 * y, y, tensor(rows))
+    wavalign_loss(h, w, x, impl="torch", **known)
+    assert {(tuple(t.shape), t.dtype) for t in made if t.numel() >= 2048 * V} == {
+        ((2048 * V,), torch.bfloat16),
+        ((2048, V), torch.float32),
+    }
