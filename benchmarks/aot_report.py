@@ -89,7 +89,7 @@ class Report:
     tma: int
 
 
-def arguments(case: Case, vocab: int) -> dict:
+def arguments(case: Case, vocab: int, **knobs: int) -> dict:
     """What `step` would hand to the kernel, on a device that holds nothing."""
 
     def column(dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -120,15 +120,16 @@ def arguments(case: Case, vocab: int) -> dict:
             clip_c=3.0,
         )
     stats = RowStats(column(), column(), column(), column())
-    return row_kernel.launch_arguments(z, d, rows, bias, stats, slopes=slopes, loss=loss, entropy=case.entropy)
+    return row_kernel.launch_arguments(z, d, rows, bias, stats, slopes=slopes, loss=loss, entropy=case.entropy, **knobs)
 
 
+KNOBS = [(block, warps) for block in (2048, 4096, 8192) for warps in (4, 8, 16, 32) if 64 <= block // warps <= 1024]
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64", torch.bool: "i1"}
 
 
-def compile_case(case: Case, target: str, vocab: int, **options):
+def compile_case(case: Case, target: str, vocab: int, knobs: dict[str, int] | None = None, **options):
     """The compiled kernel, specialised as a launch with these arguments would be; `options` are Triton's."""
-    given, kernel = arguments(case, vocab), row_kernel.row_kernel
+    given, kernel = arguments(case, vocab, **(knobs or {})), row_kernel.row_kernel
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
         value = given[name]
@@ -144,9 +145,9 @@ def compile_case(case: Case, target: str, vocab: int, **options):
     return triton.compile(source, target=TARGETS[target], options={"num_warps": given["num_warps"], **options})
 
 
-def report(case: Case, target: str, vocab: int, **options) -> Report:
+def report(case: Case, target: str, vocab: int, knobs: dict[str, int] | None = None, **options) -> Report:
     """Compile and read the machine code."""
-    kernel = compile_case(case, target, vocab, **options)
+    kernel = compile_case(case, target, vocab, knobs, **options)
     if target.startswith("sm_"):
         registers, stack, code = _nvidia(kernel.asm["cubin"])
         spill, wide, mma, tma = r"\b(LDL|STL)\b", r"\bLDG\S*\.128", r"\b(HMMA|HGMMA|UTC\w*MMA)\b", r"\bUTMA(LDG|STG)\b"
@@ -302,6 +303,19 @@ def resource_table(reports: list[Report]) -> str:
     return "\n".join(lines)
 
 
+def knob_table(vocab: int) -> str:
+    """Of the loss's kernel on sm_90: what a choice of block and warps leaves of a multiprocessor's 64 warps."""
+    (case,) = (c for c in CASES if c.name == "loss bf16")
+    lines = [f"{'block':>6s}{'warps':>7s}{'registers':>11s}{'stack':>7s}{'programs':>10s}{'KiB in flight':>15s}"]
+    for block, warps in KNOBS:
+        r = report(case, "sm_90", vocab, {"block": block, "warps": warps})
+        programs = min(64 // warps, 65536 // (-(-r.registers // 8) * 8 * 32 * warps))
+        lines.append(
+            f"{block:6d}{warps:7d}{r.registers:11d}{r.stack_bytes:7d}{programs:10d}{programs * block * 4 // 1024:15d}"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", choices=list(TARGETS), action="append", help="repeatable; default: all")
@@ -313,7 +327,10 @@ def main() -> None:
     parser.add_argument(
         "--csv", type=Path, default=RESULTS / "aot.csv", help="file of the first table (results/aot.csv)"
     )
+    parser.add_argument("--knobs", action="store_true", help="a table of block and warps on sm_90, and nothing else")
     given = parser.parse_args()
+    if given.knobs:
+        return print(knob_table(given.vocab))
     reports = [report(case, target, given.vocab) for target in given.target or TARGETS for case in CASES]
     print(f"Compiled by triton {triton.__version__} for V = {given.vocab}; loops: innermost, with the longest's length")
     print(resource_table(reports), "", floor_table(given.rows, given.hidden, given.vocab), sep="\n")

@@ -1,6 +1,6 @@
 """The fused loss beside its peers: time, peak memory and error, forward and backward of one update.
 
-    python benchmarks/bench_kernel.py                                       T 2048, H 512, V 32768, 60 % active
+    python benchmarks/bench_kernel.py                                       T 2048, H 512, V 32768, 60 and 15 % active
     python benchmarks/bench_kernel.py --sweep --peers floor "wavalign torch" naive      over tokens, vocabulary, share
     python benchmarks/bench_kernel.py --device cuda --hidden 3584 --vocab 168072 --tokens 8192 --dtypes bf16
 
@@ -273,7 +273,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--tokens", type=int, default=2048, help="positions of the packed stream, a multiple of 4")
     p.add_argument("--hidden", type=int, default=512, help="width of the model")
     p.add_argument("--vocab", type=int, default=32768, help="vocabulary entries")
-    p.add_argument("--share", type=float, default=0.6, help="share of active positions")
+    p.add_argument("--share", type=float, nargs="+", default=[0.6, 0.15], help="shares of active positions")
     p.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     p.add_argument(
@@ -296,12 +296,13 @@ def main() -> None:
     from tqdm import tqdm
 
     torch.set_num_threads(options.threads)
-    names = ("tokens", "hidden", "vocab", "share", "device")
-    base = Case(**{name: getattr(options, name) for name in names})
-    cases = [(replace(base, dtype=dtype), True) for dtype in options.dtypes]
+    names = ("tokens", "hidden", "vocab", "device")
+    base = Case(**{name: getattr(options, name) for name in names}, share=options.share[0])
+    cases = [(replace(base, dtype=dtype, share=share), True) for dtype in options.dtypes for share in options.share]
     if options.sweep:
         points = [(name, value) for name, values in SWEEPS.items() for value in values]
-        cases += [(replace(base, dtype=d, **{n: v}), False) for d in options.dtypes for n, v in points]
+        swept = [replace(base, dtype=d, **{n: v}) for d in options.dtypes for n, v in points]
+        cases += [(case, False) for case in swept if (case, True) not in cases]
     head, rows = heading(options), []
     out = options.out or RESULTS / f"kernel_{options.device}.csv"
     with tqdm(total=len(cases) * options.rounds, unit="round") as bar:

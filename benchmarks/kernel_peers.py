@@ -8,8 +8,10 @@ peer that only makes log-probs gets the loss from plain PyTorch.
 import importlib.util
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -135,6 +137,24 @@ def ours(task: Task, impl: str, chunk_rows: int | None = None) -> Run:
     return run
 
 
+def portable(task: Task) -> Run:
+    """PyTorch alone, products in fp32: what remains on a CPU without AMX, AVX-512 and bf16."""
+    from wavalign_kernels import amx, avx512, matmul
+
+    if task.case.device != "cpu":
+        raise Skipped("it is about CPUs")
+    run = ours(task, "torch")
+
+    def without() -> Tensor | None:
+        with ExitStack() as stack:
+            for module in (amx, avx512):
+                stack.enter_context(mock.patch.object(module, "library", lambda: None))
+            stack.enter_context(mock.patch.object(matmul, "multiplies_bf16", lambda: False))
+            return run()
+
+    return without
+
+
 def ours_logprob(task: Task) -> Run:
     from wavalign_kernels import linear_logprob
 
@@ -243,10 +263,11 @@ def _need(package: str) -> None:
 
 
 PEERS: dict[str, Callable[[Task], Run]] = {
-    "floor": floor,
-    "floor in fp32": floor_fp32,
     "wavalign torch": lambda task: ours(task, "torch"),
     "wavalign triton": lambda task: ours(task, "triton"),
+    "floor": floor,
+    "floor in fp32": floor_fp32,
+    "wavalign portable": portable,
     "wavalign logprob": ours_logprob,
     "naive": naive,
     "verl torch": verl_torch,
@@ -256,6 +277,9 @@ PEERS: dict[str, Callable[[Task], Run]] = {
     "cut-cross-entropy": cut_cross_entropy,
 }
 NOTES = {
+    "wavalign torch": "wavalign_loss, which training calls",
+    "wavalign triton": "wavalign_loss, which training calls",
+    "wavalign portable": "the same without AMX, AVX-512 and bf16 products",
     "cut-cross-entropy": "no entropy",
     "liger GRPO": "no entropy, no anchor rows, its own loss",
     "wavalign logprob": "logits made twice, for losses of one's own",

@@ -1,30 +1,17 @@
-"""Routing between autograd and the chunk loop; no arithmetic of its own."""
+"""Routing between autograd and the pass; no arithmetic of its own. `operators` is the same for torch.compile."""
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import chunked, matmul
-from .chunked import Head, RowStep, Want
-from .records import LossInputs, LossParts
-from .rows import LossRows, Rows, RowStats, Slopes, loss_parts, scatter
-
-
-@dataclass(frozen=True)
-class Job:
-    """Arguments without gradient."""
-
-    rows: Rows
-    step: RowStep
-    want: Want
-    chunk_rows: int | None = None
-    entropy: bool = True
-    inputs: LossInputs | None = None
-    loss: LossRows | None = None
+from . import passes
+from .chunked import Head, Want
+from .passes import Job
+from .records import LossParts
+from .rows import RowStats, scatter
 
 
 def outside_autocast(method: Callable) -> Callable:
@@ -34,10 +21,10 @@ def outside_autocast(method: Callable) -> Callable:
     """
 
     @functools.wraps(method)
-    def call(ctx, *args):
+    def call(*args):
         device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
         with torch.autocast(device, enabled=False):
-            return method(ctx, *args)
+            return method(*args)
 
     return call
 
@@ -47,11 +34,9 @@ class LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     @outside_autocast
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job):
-        head = Head(hidden, weight, bias, job.chunk_rows)
-        stats = _empty_stats(hidden, job)
-        chunked.sweep(head, job.rows, job.step, stats, Want(False, False, False), entropy=job.entropy)
-        ctx.job = job
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, want: Want):
+        stats = passes.logprob(hidden, weight, bias, job)
+        ctx.job, ctx.want = job, want
         ctx.save_for_backward(hidden, weight, bias, stats.logp, stats.miss, stats.lse, stats.entropy)
         ctx.set_materialize_grads(False)
         logp = scatter(stats.logp, job.rows.index, len(hidden))
@@ -61,19 +46,11 @@ class LinearLogprob(torch.autograd.Function):
     @once_differentiable
     @outside_autocast
     def backward(ctx, *grads):
-        dlogp, dentropy = grads
+        if all(g is None for g in grads):
+            return None, None, None, None, None
         hidden, weight, bias, *columns = ctx.saved_tensors
-        job, stats = ctx.job, RowStats(*columns)
-        if dlogp is None and dentropy is None:
-            return None, None, None, None
-
-        def pick(grad):
-            return None if grad is None else grad[job.rows.index].to(stats.logp.dtype)
-
-        slope = pick(dlogp)
-        slopes = Slopes(torch.zeros_like(stats.logp) if slope is None else slope, pick(dentropy))
-        head = Head(hidden, weight, bias, job.chunk_rows)
-        return *chunked.sweep(head, job.rows, job.step, stats, job.want, slopes=slopes), None
+        head = Head(hidden, weight, bias, ctx.job.chunk_rows)
+        return *passes.logprob_grads(head, ctx.job, RowStats(*columns), ctx.want, *grads), None, None
 
 
 class FusedLoss(torch.autograd.Function):
@@ -81,16 +58,13 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     @outside_autocast
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, keep: Callable):
-        head = Head(hidden, weight, bias, job.chunk_rows)
-        stats = _empty_stats(hidden, job)
-        grads = chunked.sweep(head, job.rows, job.step, stats, job.want, loss=job.loss if job.want else None)
-        return _finish_loss(ctx, stats, job, grads, len(hidden), keep)
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, want: Want, keep: Callable):
+        return _keep(ctx, keep, job, len(hidden), *passes.fused_loss(hidden, weight, bias, job, want))
 
     @staticmethod
     @outside_autocast
     def backward(ctx, *grads):
-        return *_hand_over(ctx, grads[0]), None, None
+        return *_hand_over(ctx, grads[0]), None, None, None
 
 
 class LogitsLoss(torch.autograd.Function):
@@ -98,26 +72,16 @@ class LogitsLoss(torch.autograd.Function):
 
     @staticmethod
     @outside_autocast
-    def forward(ctx, logits: Tensor, job: Job, keep: Callable):
-        stats = _empty_stats(logits, job)
-        assert job.loss is not None
-        grad = chunked.sweep_logits(logits, job.rows, job.step, stats, job.loss, bool(job.want), job.chunk_rows)
-        return _finish_loss(ctx, stats, job, (grad,), len(logits), keep)
+    def forward(ctx, logits: Tensor, job: Job, want: Want, keep: Callable):
+        return _keep(ctx, keep, job, len(logits), *passes.logits_loss(logits, job, bool(want)))
 
     @staticmethod
     @outside_autocast
     def backward(ctx, *grads):
-        return *_hand_over(ctx, grads[0]), None, None
+        return *_hand_over(ctx, grads[0]), None, None, None
 
 
-def _empty_stats(like: Tensor, job: Job) -> RowStats:
-    wide = torch.empty(0, dtype=matmul.wide_dtype(like.dtype), device=like.device)
-    return RowStats.empty(len(job.rows.index), wide)
-
-
-def _finish_loss(ctx, stats: RowStats, job: Job, grads, length: int, keep: Callable[[LossParts], None]):
-    assert job.loss is not None and job.inputs is not None
-    loss, parts = loss_parts(stats, job.loss, job.inputs)
+def _keep(ctx, keep: Callable[[LossParts], None], job: Job, length: int, stats: RowStats, loss, parts, grads):
     keep(parts)
     ctx.grads = grads
     logp, entropy = (scatter(c, job.rows.index, length) for c in (stats.logp, stats.entropy))

@@ -85,6 +85,18 @@ def check_column(name: str, column: Tensor, length: int, device: torch.device, k
     _check_device(name, column, device)
 
 
+def check_index(index: Tensor | None, device: torch.device) -> None:
+    """The active positions (A,), where the caller knows them; what it holds is for `check_values`."""
+    if index is None:
+        return
+    if index.dim() != 1 or index.dtype != torch.int64:
+        raise ValueError(
+            f"index has shape {tuple(index.shape)} and dtype {index.dtype}; allowed: (A,) of torch.int64, each active "
+            "position once; pass active.nonzero()[:, 0], or leave it out"
+        )
+    _check_device("index", index, device)
+
+
 def check_temperature(temperature: float | Tensor, length: int, device: torch.device) -> None:
     """A number, a scalar (), or a column (T,)."""
     if isinstance(temperature, Tensor) and temperature.dim() > 0:
@@ -117,7 +129,12 @@ def check_inputs(x: LossInputs, length: int, device: torch.device) -> None:
 
 
 def check_values(
-    targets: Tensor, active: Tensor | None, vocab: int, temperature: float | Tensor, x: LossInputs | None = None
+    targets: Tensor,
+    active: Tensor | None,
+    vocab: int,
+    temperature: float | Tensor,
+    x: LossInputs | None = None,
+    index: Tensor | None = None,
 ) -> None:
     """What the tensors hold, where it counts. A device is asked once for all of it, next to `rows.active_index`."""
     found: list[tuple[Tensor, Callable[[int], str]]] = []
@@ -147,6 +164,8 @@ def check_values(
                 column(name, values, "0 or a positive number", "mask what should not count, negate advantages", bad)
         for name in ("preference_denominator", "anchor_denominator", "lam"):
             _scalar_on_device(found, name, getattr(x, name))
+    if index is not None:
+        _index_on_device(found, index, torch.ones_like(targets, dtype=torch.bool) if active is None else active)
     refuse(
         (targets < 0) | (targets >= vocab),
         lambda at: (
@@ -159,8 +178,7 @@ def check_values(
         column("temperature", temperature, SCALARS["temperature"][0], SCALARS["temperature"][1], bad)
     else:
         _scalar_on_device(found, "temperature", temperature)
-    if not len(targets):  # a stack of what is in the columns would be of nothing
-        found = [(bad, say) for bad, say in found if bad.numel()]
+    found = [(bad, say) for bad, say in found if bad.numel()]  # a stack of what is in empty columns would be of nothing
     for number, hit in enumerate(torch.stack([bad.any() for bad, _ in found]).tolist() if found else []):
         if hit:
             bad, say = found[number]
@@ -204,6 +222,22 @@ def _scalar_on_device(found: list, name: str, value) -> None:
     if isinstance(value, Tensor) and value.device.type != "cpu":
         allowed, remedy, most = SCALARS[name]
         found.append((~_fits(value, most), lambda _: f"{name}={value}; allowed: {allowed}; {remedy}"))
+
+
+def _index_on_device(found: list, index: Tensor, active: Tensor) -> None:
+    """Each active position once, and no other."""
+    length = len(active)
+    remedy = "; allowed: each active position once; pass active.nonzero()[:, 0], or leave it out"
+    found.append(
+        (
+            (index < 0) | (index >= length),
+            lambda at: f"index is {int(index[at])} at entry {at}, of {length} positions{remedy}",
+        )
+    )
+    if length:
+        times = torch.zeros(length, dtype=torch.long, device=active.device)
+        times.index_add_(0, index.clamp(0, length - 1), torch.ones_like(index))
+        found.append((times != active.long(), lambda at: f"index has position {at} {int(times[at])} times{remedy}"))
 
 
 def _check_dtype(name: str, tensor: Tensor) -> None:

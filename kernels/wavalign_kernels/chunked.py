@@ -15,8 +15,9 @@ from . import amx, matmul, torch_rows
 from .rows import LossRows, Rows, RowStats, Slopes
 
 CHUNK_BYTES = {"cpu": 1280, "cuda": 4096}
-"""Dlogits of a chunk, per vocabulary entry: enough rows that the products run at full speed and that the accumulator dW
-is seldom read and written (CPU 320 rows of fp32, accelerators 2048 of bf16)."""
+"""Of a chunk's dlogits, or logits where no gradient is wanted, per vocabulary entry: enough rows that the products run
+at full speed and that the accumulator dW is seldom read and written (CPU 320 rows of fp32, accelerators 2048 of bf16 or
+1024 of fp32)."""
 
 RowStep = Callable[..., Tensor | None]
 
@@ -115,7 +116,8 @@ def sweep(
     with_product = step is torch_rows.step and amx.multiplies(hidden, weight)
     narrow = hidden.dtype == torch.bfloat16 and (with_product or device.type == "cuda")
     operand = hidden.dtype if narrow else wide
-    limit = amx.CHUNK_ROWS if with_product else CHUNK_BYTES[device.type] // operand.itemsize
+    stored = operand if want else wide  # without gradients, logits are all that there is, and no dW is added to
+    limit = amx.CHUNK_ROWS if with_product else CHUNK_BYTES[device.type] // stored.itemsize
     chunks = list(spans(len(rows.index), head.chunk_rows or limit))
     tall = max((b - a for a, b in chunks), default=0)
     bias = None if head.bias is None else head.bias.to(wide)
@@ -123,7 +125,7 @@ def sweep(
     if with_product:
         memory = matmul.memory((amx.padded(tall) * vocab if want else 0,), operand, device)
     else:
-        memory = matmul.memory((tall * vocab,), operand if want else wide, device)
+        memory = matmul.memory((tall * vocab,), stored, device)
     for a, b in chunks:
         h = hidden[rows.index[a:b]].to(operand)
         part, known = rows.part(a, b), stats.part(a, b)

@@ -2,7 +2,8 @@
 
 bf16: on an accelerator torch.mm multiplies bf16 and returns fp32 (out_dtype). On a CPU it rounds its result to bf16.
 That is enough for dh and db; logits and dW need fp32 and are made by `amx`, or without AMX as fp16 is.
-fp16: its range is too small for dlogits, and CPUs multiply it slowly. Slabs of it are widened and multiplied in fp32.
+fp16: its range is too small for dlogits, and CPUs multiply it slowly. Slabs of it are widened and multiplied in fp32; dh
+of bf16 without AMX is too, where the CPU cannot multiply bf16.
 """
 
 import functools
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from .native import has_units
 
 SLAB_BYTES = 4 << 20
 """Widened slabs stay in a CPU's last-level cache: 2 to 16 MiB measure alike, the whole weight a third slower."""
@@ -46,6 +49,8 @@ def dhidden(d: Tensor, weight: Tensor) -> Tensor:
     if d.dtype == weight.dtype:
         # CPUs sum in fp32 and round the result; accelerators may add partial sums in bf16 unless told otherwise.
         return torch.mm(d, weight) if d.dtype == wide or d.device.type == "cpu" else torch.mm(d, weight, out_dtype=wide)
+    if weight.dtype == torch.bfloat16 and d.device.type == "cpu" and multiplies_bf16():
+        return torch.mm(d.to(weight.dtype), weight)
     out = d.new_zeros(d.shape[0], weight.shape[1])
     for a, b, slab in _wide_slabs(weight, d.dtype):
         out.addmm_(d[:, a:b], slab)
@@ -65,6 +70,12 @@ def dweight_into(dw: Tensor, d: Tensor, h: Tensor, first: bool) -> None:
         torch.addmm(dw, d.T, h, out_dtype=dw.dtype, out=dw)
     else:
         dw.add_(torch.mm(d.T, h, out_dtype=dw.dtype))
+
+
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Whether the CPU is faster at bf16 than at fp32."""
+    return has_units({"avx512_bf16"})
 
 
 def memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

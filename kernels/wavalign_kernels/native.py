@@ -46,6 +46,14 @@ def run_spans(run: Callable[..., None], *columns: Sequence) -> None:
             done.result()
 
 
+def has_units(units: set[str]) -> bool:
+    """Whether the CPU has these, as Linux names them."""
+    try:
+        return units <= set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+
+
 def load(
     source: str, units: set[str], options: list[str], *, without: str, needs: str, start: str | None = None
 ) -> ctypes.CDLL | None:
@@ -53,10 +61,7 @@ def load(
 
     `without` says what happens otherwise, `needs` what it takes; `start` is one of its functions, 0 if fit.
     """
-    try:
-        if not units <= set(Path("/proc/cpuinfo").read_text().split()):
-            return None
-    except OSError:
+    if not has_units(units):
         return None
     try:
         lib = ctypes.CDLL(str(_compiled(HERE / source, options)))

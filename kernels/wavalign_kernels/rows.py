@@ -74,8 +74,9 @@ def gather_rows(index: Tensor, targets: Tensor, temperature: float | Tensor, dty
     """Compact the columns that the softmax needs."""
     inverse = None
     if isinstance(temperature, Tensor):
-        inverse = temperature.detach().to(index.device, dtype).reciprocal()
-        inverse = inverse[index] if inverse.dim() else inverse.expand(len(index)).contiguous()
+        # A scalar on the CPU goes along with the kernel; a copy of it could not be captured in a CUDA graph.
+        column = temperature.detach()[index].to(dtype) if temperature.dim() else temperature.detach()
+        inverse = torch.ones(len(index), dtype=dtype, device=index.device) / column
     elif temperature != 1.0:
         inverse = torch.full((len(index),), 1.0 / temperature, dtype=dtype, device=index.device)
     return Rows(index, targets[index].long(), inverse)
@@ -171,3 +172,9 @@ def active_index(kind_or_mask: Tensor) -> Tensor:
     """Positions that take part."""
     mask = kind_or_mask if kind_or_mask.dtype == torch.bool else (kind_or_mask == PREFERENCE) | (kind_or_mask == ANCHOR)
     return mask.nonzero()[:, 0]
+
+
+def mask_of(index: Tensor, length: int) -> Tensor:
+    """The opposite of `active_index`; an entry outside the stream is for a check to find.  # (A,) -> (T,)"""
+    mask = torch.zeros(length, dtype=torch.bool, device=index.device)
+    return mask.index_fill_(0, index.clamp(0, length - 1), True) if length else mask

@@ -172,6 +172,46 @@ def test_one_look_at_the_device(monkeypatch):
     assert len(asked) == 1
 
 
+BAD_INDEXES = {
+    "twice": (torch.tensor([1, 2, 3, 4, 4]), ["index has position 4 2 times", "each active position once", "leave it"]),
+    "beyond": (torch.tensor([1, 2, 3, 6]), ["index is 6 at entry 3, of 6 positions", "each active position once"]),
+    "dtype": (torch.tensor([1, 2, 3, 4]).int(), ["dtype torch.int32", "allowed: (A,) of torch.int64"]),
+    "shape": (torch.tensor([[1, 2, 3, 4]]), ["shape (1, 4)", "allowed: (A,) of torch.int64"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INDEXES)
+def test_bad_indexes(name):
+    index, parts = BAD_INDEXES[name]
+    for call in (
+        lambda: wavalign_loss(*head().values(), inputs(), index=index),
+        lambda: linear_logprob(*head().values(), torch.ones(T).long(), index=index),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert_says(error, parts)
+
+
+def test_an_index_that_is_not_the_active_positions():
+    for index, times in (([1, 2, 3], "position 4 0 times"), ([0, 1, 2, 3, 4], "position 0 1 times")):
+        with pytest.raises(ValueError, match=times):
+            wavalign_loss(*head().values(), inputs(), index=torch.tensor(index))
+    with pytest.raises(ValueError, match="active and index are both given"):
+        linear_logprob(*head().values(), torch.ones(T).long(), active=torch.ones(T).bool(), index=torch.arange(T))
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_known_positions_change_nothing(impl):
+    index = torch.tensor([4, 1, 3, 2])
+    x, (h, w) = inputs(), head().values()
+    expected = wavalign_loss(h, w, x, impl=impl)
+    for options in (dict(index=index), dict(index=index, check=False), dict(check=False)):
+        out = wavalign_loss(h, w, x, impl=impl, **options)
+        assert torch.allclose(out.loss, expected.loss) and torch.allclose(out.logp, expected.logp)
+    logp, _ = linear_logprob(h, w, x.targets, index=index, impl=impl)
+    assert torch.allclose(logp, expected.logp)
+
+
 def test_targets_of_inactive_positions_mean_nothing():
     assert torch.isfinite(wavalign_loss(*head().values(), inputs(), impl="torch").loss)
     active = inputs().kind != 0

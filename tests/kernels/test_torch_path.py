@@ -5,11 +5,12 @@ for luck in rounding: units in the last place at the largest true value, 1 in ha
 loss exponentiates log-probs (`allowed`).
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from kernel_streams import make_head, make_inputs
 from torch import Tensor
 from wavalign_kernels import (
     ANCHOR,
@@ -20,6 +21,7 @@ from wavalign_kernels import (
     avx512,
     linear_logprob,
     logits_loss,
+    matmul,
     wavalign_loss,
 )
 
@@ -33,11 +35,12 @@ GPU = pytest.param(
 )
 
 
-@pytest.fixture(params=["this CPU", "without AMX", "without AVX-512", GPU])
+@pytest.fixture(params=["this CPU", "without AMX", "without AVX-512", "without bf16", GPU])
 def device(request, monkeypatch) -> torch.device:
     """Every way in which the torch path works, by the device it works on."""
-    if request.param in ("without AMX", "without AVX-512"):
+    if request.param in ("without AMX", "without AVX-512", "without bf16"):
         monkeypatch.setattr(amx, "library", lambda: None)
+    monkeypatch.setattr(matmul, "multiplies_bf16", lambda: request.param != "without bf16")
     if request.param == "without AVX-512":
         monkeypatch.setattr(avx512, "library", lambda: None)
     return torch.device("cuda" if request.param == "GPU" else "cpu")
@@ -80,41 +83,6 @@ def mixed_loss(z: Tensor, x: LossInputs) -> Tensor:
         preference = preference - x.entropy_coef * share * entropy
     preference, anchor = preference / x.preference_denominator, anchor / x.anchor_denominator
     return preference + anchor if x.lam is None else x.lam * preference + (1 - x.lam) * anchor
-
-
-def make_head(rows: int, width: int, vocab: int, dtype=torch.float64, bias: bool = True, device: Any = "cpu"):
-    g = torch.Generator().manual_seed(0)
-    made = [torch.randn(rows, width, generator=g), torch.randn(vocab, width, generator=g) * 2 / width**0.5]
-    made.append(torch.randn(vocab, generator=g) if bias else None)
-    return [None if t is None else t.to(device, dtype).requires_grad_() for t in made]
-
-
-def make_inputs(rows: int, vocab: int, device: Any = "cpu", **changes: Any) -> LossInputs:
-    """Every term switched on; a third of the positions inactive, with targets that mean nothing."""
-    g = torch.Generator().manual_seed(0)
-    kind = torch.randint(3, (rows,), generator=g)
-    targets = torch.randint(vocab, (rows,), generator=g)
-    noise = torch.randn(5, rows, generator=g)
-    x = replace(
-        LossInputs(
-            kind=kind,
-            targets=torch.where(kind == NONE, -100, targets),
-            weights=noise[0].abs(),
-            advantages=noise[1],
-            old_logp=noise[2] * 0.3 - 7,
-            ref_logp=noise[3] * 0.3 - 7,
-            kl_weights=noise[4].abs() * 0.1,
-            entropy_coef=0.02,
-            clip_c=1.3,
-            lam=0.3,
-            preference_denominator=17.0,
-            anchor_denominator=5.0,
-            temperature=0.8 + torch.rand(rows, generator=g),
-        ),
-        **changes,
-    )
-    columns = {f.name: getattr(x, f.name) for f in fields(x)}
-    return replace(x, **{name: c.to(device) for name, c in columns.items() if isinstance(c, Tensor)})
 
 
 def widen(tensors: list) -> list:
