@@ -2,8 +2,8 @@
 
 bf16: on an accelerator torch.mm multiplies bf16 and returns fp32 (out_dtype). On a CPU it rounds its result to bf16.
 That is enough for dh and db; logits and dW need fp32 and are made by `amx`, or without AMX as fp16 is.
-fp16: its range is too small for dlogits, and CPUs multiply it slowly. Slabs of it are widened and multiplied in fp32; dh
-of bf16 without AMX is too, where the CPU cannot multiply bf16.
+fp16: its range is too small for dlogits, and CPUs multiply it slowly. Slabs of it are widened and multiplied in fp32,
+as are those of bf16 without AMX; dh of bf16 only where the CPU cannot multiply bf16 at all.
 """
 
 import functools
