@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import psutil
 import pytest
 import soundfile
 from jobs import SMALL, Job
@@ -54,9 +53,7 @@ def test_the_run_can_be_listened_to(job: Job) -> None:
 
 
 def test_the_run_leaves_nothing_behind_and_fits(job: Job) -> None:
-    names = ("raylet", "gcs_server", "ray::", "VLLM::")
-    left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"]]
-    assert not [line for line in left if any(name in line[0] for name in names)]
+    assert job.left_behind() == []
     print(f"peak memory of the job: {job.peak_gb:.1f} GB")
     assert 1 < job.peak_gb < MEMORY_GB
 

@@ -57,6 +57,14 @@ class Job:
             self.process.kill()
             self.process.wait()
 
+    def left_behind(self) -> list[str]:
+        """Names of processes that were started by this job, known by a variable that they inherit, and still live."""
+        left = []
+        for process in psutil.process_iter(["name", "environ"]):
+            if (process.info["environ"] or {}).get("VERL_FILE_LOGGER_PATH") == str(self.metrics_file):
+                left.append(process.info["name"])
+        return left
+
     @property
     def output(self) -> str:
         return self.log.read_text(errors="replace")
