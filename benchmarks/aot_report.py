@@ -3,7 +3,7 @@
     python benchmarks/aot_report.py                              two tables, and benchmarks/results/aot.csv
     python benchmarks/aot_report.py --target sm_90 --vocab 151936
 
-Every way in which `row_kernel.step` can launch is built by the function that builds a launch, then compiled by Triton
+Every way in which `triton_rows.step` can launch is built by the function that builds a launch, then compiled by Triton
 and ptxas (LLVM for AMD): registers, stack, shared memory, instructions, spills inside loops. No driver is needed.
 NO TIME ON A GPU IS MEASURED HERE: the second table divides operations and bytes by the makers' peaks, a floor that no
 run can beat.
@@ -21,8 +21,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from wavalign_kernels import row_kernel
-from wavalign_kernels.rows import LossRows, Rows, RowStats, Slopes
+from wavalign_kernels import triton_rows
+from wavalign_kernels.rows import LossRows, RowGrads, Rows, RowStats
 
 RESULTS = Path(__file__).parent / "results"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -102,7 +102,7 @@ def arguments(case: Case, vocab: int, **knobs: int) -> dict:
     d = None if case.dlogits is None else z if case.dlogits == z.dtype else z.to(case.dlogits)
     bias = torch.empty(vocab, device="meta") if case.full else None
     rows = Rows(column(torch.int64), column(torch.int64), optional(case.full))
-    slopes = Slopes(column(), optional(case.bends)) if case.mode == "slopes" else None
+    slopes = RowGrads(column(), optional(case.bends)) if case.mode == "slopes" else None
     loss = None
     if case.mode == "loss":
         advantage, old, ref, kl = (optional(case.full) for _ in range(4))
@@ -120,7 +120,9 @@ def arguments(case: Case, vocab: int, **knobs: int) -> dict:
             clip_c=3.0,
         )
     stats = RowStats(column(), column(), column(), column())
-    return row_kernel.launch_arguments(z, d, rows, bias, stats, slopes=slopes, loss=loss, entropy=case.entropy, **knobs)
+    return triton_rows.launch_arguments(
+        z, d, rows, bias, stats, slopes=slopes, loss=loss, entropy=case.entropy, **knobs
+    )
 
 
 KNOBS = [(block, warps) for block in (2048, 4096, 8192) for warps in (4, 8, 16, 32) if 64 <= block // warps <= 1024]
@@ -129,7 +131,7 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int64: "i64", torc
 
 def compile_case(case: Case, target: str, vocab: int, knobs: dict[str, int] | None = None, **options):
     """The compiled kernel, specialised as a launch with these arguments would be; `options` are Triton's."""
-    given, kernel = arguments(case, vocab, **(knobs or {})), row_kernel.row_kernel
+    given, kernel = arguments(case, vocab, **(knobs or {})), triton_rows.row_kernel
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
         value = given[name]

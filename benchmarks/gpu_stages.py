@@ -172,7 +172,7 @@ def accuracy(report: Report) -> None:
     import torch
     from definition import dlogits, error, loss, plain, slopes, softmax  # pyright: ignore[reportMissingImports]
     from kernel_peers import Case, Task
-    from wavalign_kernels import row_kernel, torch_rows
+    from wavalign_kernels import torch_rows, triton_rows
     from wavalign_kernels.rows import RowStats, gather_loss, gather_rows
 
     device = "cpu" if report.small else "cuda"
@@ -192,7 +192,7 @@ def accuracy(report: Report) -> None:
     every = torch.arange(count, device=device)
     rows, cost = gather_rows(every, x.targets, 1.0, z.dtype), gather_loss(x, every, z.dtype)
     bad = []
-    for name, step in (("triton", row_kernel.step), ("torch", torch_rows.step)):
+    for name, step in (("triton", triton_rows.step), ("torch", torch_rows.step)):
         for dtype in (torch.float32, torch.bfloat16):
             stats, logits = RowStats.empty(count, z), z.clone()
             d = logits if dtype == z.dtype else torch.empty_like(z, dtype=dtype)

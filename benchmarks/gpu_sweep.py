@@ -86,7 +86,7 @@ class Chunk:
     def __init__(self, case: Any, small: bool) -> None:
         import torch
         from kernel_peers import Task
-        from wavalign_kernels import row_kernel
+        from wavalign_kernels import triton_rows
         from wavalign_kernels.chunked import CHUNK_BYTES
         from wavalign_kernels.rows import RowStats, active_index, gather_loss, gather_rows
 
@@ -101,7 +101,7 @@ class Chunk:
         self.loss = gather_loss(task.inputs(), index, self.z.dtype)
         self.stats = RowStats.empty(len(index), self.z)
         self.bytes = self.z.numel() * (4 + 4 + 2)  # two readings, one writing
-        self.row_step = row_kernel.step
+        self.row_step = triton_rows.step
         self.step()  # dlogits as they are, for products of noise take their own time
 
     def step(self, **knobs: Any) -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .native import Struct, load, run_spans, struct
-from .rows import LossRows, Rows, RowStats, Slopes, loss_slopes
+from .rows import LossRows, RowGrads, Rows, RowStats, loss_slopes
 from .torch_rows import at_target, record
 
 BLOCK = 32
@@ -48,7 +48,7 @@ def step(
     bias: Tensor | None,  # (V,) fp32
     stats: RowStats,  # written, or read where slopes are given
     *,
-    slopes: Slopes | None = None,
+    slopes: RowGrads | None = None,
     loss: LossRows | None = None,
 ) -> Tensor | None:
     """As `torch_rows.step`, with the product that makes the logits; returns the factor.  # (C, 1), None: 1"""
@@ -141,7 +141,7 @@ class _Head:
         others, energy, own = (c[:count].to(stats.logp.dtype) for c in (*sums.sum(0), owns.sum(0)))
         return record(stats, *(c[:, None] for c in (reference, own, others, energy))), others
 
-    def gradient(self, stats: RowStats, slopes: Slopes, out: Tensor) -> None:
+    def gradient(self, stats: RowStats, slopes: RowGrads, out: Tensor) -> None:
         """Fills out with dlogits, the target's left wrong."""
         scale = self.scale[: len(self.r)]
         zero = torch.zeros_like(scale)

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import passes
-from .chunked import Head, Want
-from .passes import Job
+from .chunked import Head, NeedsGrad
+from .passes import NonTensorArgs
 from .records import LossParts
 from .rows import RowStats, scatter
 
@@ -34,10 +34,10 @@ class LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     @outside_autocast
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, want: Want):
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: NonTensorArgs, want: NeedsGrad):
         stats = passes.logprob(hidden, weight, bias, job)
         ctx.job, ctx.want = job, want
-        ctx.save_for_backward(hidden, weight, bias, stats.logp, stats.miss, stats.lse, stats.entropy)
+        ctx.save_for_backward(hidden, weight, bias, stats.logp, stats.one_minus_p, stats.lse, stats.entropy)
         ctx.set_materialize_grads(False)
         logp = scatter(stats.logp, job.rows.index, len(hidden))
         return logp, scatter(stats.entropy, job.rows.index, len(hidden)) if job.entropy else None
@@ -58,7 +58,9 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     @outside_autocast
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, want: Want, keep: Callable):
+    def forward(
+        ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: NonTensorArgs, want: NeedsGrad, keep: Callable
+    ):
         return _keep(ctx, keep, job, len(hidden), *passes.fused_loss(hidden, weight, bias, job, want))
 
     @staticmethod
@@ -72,7 +74,7 @@ class LogitsLoss(torch.autograd.Function):
 
     @staticmethod
     @outside_autocast
-    def forward(ctx, logits: Tensor, job: Job, want: Want, keep: Callable):
+    def forward(ctx, logits: Tensor, job: NonTensorArgs, want: NeedsGrad, keep: Callable):
         return _keep(ctx, keep, job, len(logits), *passes.logits_loss(logits, job, bool(want)))
 
     @staticmethod
@@ -81,7 +83,7 @@ class LogitsLoss(torch.autograd.Function):
         return *_hand_over(ctx, grads[0]), None, None, None
 
 
-def _keep(ctx, keep: Callable[[LossParts], None], job: Job, length: int, stats: RowStats, loss, parts, grads):
+def _keep(ctx, keep: Callable[[LossParts], None], job: NonTensorArgs, length: int, stats: RowStats, loss, parts, grads):
     keep(parts)
     ctx.grads = grads
     logp, entropy = (scatter(c, job.rows.index, length) for c in (stats.logp, stats.entropy))

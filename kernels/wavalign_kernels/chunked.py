@@ -7,12 +7,13 @@ where product and row step are one (`amx`). Plus the accumulators. [T, V] never 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import amx, matmul, torch_rows
-from .rows import LossRows, Rows, RowStats, Slopes
+from .rows import LossRows, RowGrads, Rows, RowStats
 
 CHUNK_BYTES = {"cpu": 1280, "cuda": 4096}
 """Of a chunk's dlogits, or logits where no gradient is wanted, per vocabulary entry: enough rows that the products run
@@ -33,7 +34,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Want:
+class NeedsGrad:
     """The gradients that are asked for."""
 
     hidden: bool
@@ -57,7 +58,7 @@ def spans(count: int, limit: int) -> Iterator[tuple[int, int]]:
 class _Sums:
     """The gradients, summed over chunks. They come to life when the first row step's scratch is gone."""
 
-    def __init__(self, head: Head, want: Want, dw_dtype: torch.dtype, with_product: bool) -> None:
+    def __init__(self, head: Head, want: NeedsGrad, dw_dtype: torch.dtype, with_product: bool) -> None:
         self.head, self.want, self.dw_dtype = head, want, dw_dtype
         self.dweight_into = amx.dweight_into if with_product else matmul.dweight_into
         self.dh: Tensor | None = None
@@ -98,14 +99,55 @@ def _scale(x: Tensor, factor: Tensor | None) -> Tensor:
     return x
 
 
-def sweep(
+@dataclass(frozen=True)
+class Pass:
+    """What the chunks of one pass over the active rows share."""
+
+    head: Head
+    rows: Rows
+    stats: RowStats
+    want: NeedsGrad
+    step: RowStep
+    bias: Tensor | None  # (V,) wide
+    operand: torch.dtype  # of the products
+    memory: Tensor  # one chunk's logits or dlogits
+    slopes: RowGrads | None
+    loss: LossRows | None
+    entropy: bool
+
+    def part(self, a: int, b: int) -> tuple[Tensor, Rows, RowStats, dict[str, Any]]:
+        """Hidden rows, softmax rows, statistics and gradients of rows a to b."""
+        rows, given = self.rows.part(a, b), {"slopes": self.slopes, "loss": self.loss}
+        hidden = self.head.hidden[rows.index].to(self.operand)
+        return hidden, rows, self.stats.part(a, b), {n: c if c is None else c.part(a, b) for n, c in given.items()}
+
+
+def multiply_then_step(p: Pass, a: int, b: int) -> tuple[Tensor, Tensor | None]:
+    """Logits by a product, then the row step over them. Returns dlogits and their factor.  # (C, V), (C, 1)"""
+    h, rows, stats, given = p.part(a, b)
+    vocab, wide = len(p.head.weight), matmul.wide_dtype(p.head.hidden.dtype)
+    d = p.memory[: (b - a) * vocab].view(b - a, vocab)
+    z = d if d.dtype == wide else torch.empty(b - a, vocab, dtype=wide, device=h.device)
+    z = matmul.logits_into(z, h, p.head.weight)
+    return d, p.step(z, d if p.want else None, rows, p.bias, stats, **given, entropy=p.entropy)
+
+
+def step_with_product(p: Pass, a: int, b: int) -> tuple[Tensor | None, Tensor | None]:
+    """As `multiply_then_step`, by `amx`, which makes the product itself. No dlogits where no gradient is wanted."""
+    h, rows, stats, given = p.part(a, b)
+    out = amx.entries(p.memory, b - a, len(p.head.weight)) if p.want else None
+    factor = amx.step(h, p.head.weight, out, rows, p.bias, stats, **given)
+    return None if out is None else out[:, : b - a].T, factor
+
+
+def run_chunks(
     head: Head,
     rows: Rows,
     step: RowStep,
     stats: RowStats,
-    want: Want,
+    want: NeedsGrad,
     *,
-    slopes: Slopes | None = None,
+    slopes: RowGrads | None = None,
     loss: LossRows | None = None,
     entropy: bool = True,
 ) -> Grads:
@@ -120,35 +162,23 @@ def sweep(
     limit = amx.CHUNK_ROWS if with_product else CHUNK_BYTES[device.type] // stored.itemsize
     chunks = list(spans(len(rows.index), head.chunk_rows or limit))
     tall = max((b - a for a, b in chunks), default=0)
-    bias = None if head.bias is None else head.bias.to(wide)
-    sums = _Sums(head, want, matmul.accumulator_dtype(operand, device, len(chunks)), with_product)
     if with_product:
-        memory = matmul.memory((amx.padded(tall) * vocab if want else 0,), operand, device)
+        chunk, memory = step_with_product, matmul.memory((amx.padded(tall) * vocab if want else 0,), operand, device)
     else:
-        memory = matmul.memory((tall * vocab,), stored, device)
+        chunk, memory = multiply_then_step, matmul.memory((tall * vocab,), stored, device)
+    bias = None if head.bias is None else head.bias.to(wide)
+    shared = Pass(head, rows, stats, want, step, bias, operand, memory, slopes, loss, entropy)
+    sums = _Sums(head, want, matmul.accumulator_dtype(operand, device, len(chunks)), with_product)
     for a, b in chunks:
-        h = hidden[rows.index[a:b]].to(operand)
-        part, known = rows.part(a, b), stats.part(a, b)
-        cut = {name: None if c is None else c.part(a, b) for name, c in (("slopes", slopes), ("loss", loss))}
-        if with_product:
-            out = amx.entries(memory, b - a, vocab) if want else None
-            factor = amx.step(h, weight, out, part, bias, known, **cut)
-            d = None if out is None else out[:, : b - a].T
-        else:
-            d = memory[: (b - a) * vocab].view(b - a, vocab)
-            z = d if d.dtype == wide else torch.empty(b - a, vocab, dtype=wide, device=device)
-            z = matmul.logits_into(z, h, weight)
-            factor = step(z, d if want else None, part, bias, known, **cut, entropy=entropy)
-            z = None
-        h = out = None  # before gradients come to life
+        d, factor = chunk(shared, a, b)
         if want and d is not None:
             sums.add(rows.index[a:b], d, factor)
         d = None  # a view, which would keep memory alive
-    del memory
+    del memory, shared
     return sums.result()
 
 
-def sweep_logits(
+def run_logit_chunks(
     logits: Tensor,  # (T, V)
     rows: Rows,
     step: RowStep,
@@ -157,7 +187,7 @@ def sweep_logits(
     want: bool,
     chunk_rows: int | None = None,
 ) -> Tensor | None:
-    """As `sweep`, from logits that already exist; the gradient (T, V) is zero at inactive rows."""
+    """As `run_chunks`, from logits that already exist; the gradient (T, V) is zero at inactive rows."""
     wide = matmul.wide_dtype(logits.dtype)
     grad = torch.zeros_like(logits, memory_format=torch.contiguous_format) if want else None
     for a, b in spans(len(rows.index), chunk_rows or CHUNK_BYTES[logits.device.type] // wide.itemsize):

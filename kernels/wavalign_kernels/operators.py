@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import checks, passes
 from .autograd import outside_autocast
-from .chunked import Head, Want
+from .chunked import Head, NeedsGrad
 from .matmul import wide_dtype
 from .passes import Options
 from .records import LossInputs, LossOutputs, LossParts
@@ -77,15 +77,15 @@ def _logprob(
     stats = passes.logprob(hidden, weight, bias, job)
     if not entropy:
         stats.entropy.zero_()
-    columns = (stats.logp, stats.miss, stats.lse, stats.entropy)
-    logp, miss, lse, ent = (scatter(c, job.rows.index, len(hidden)) for c in columns)
-    return logp, miss, lse, ent
+    columns = (stats.logp, stats.one_minus_p, stats.lse, stats.entropy)
+    logp, one_minus_p, lse, ent = (scatter(c, job.rows.index, len(hidden)) for c in columns)
+    return logp, one_minus_p, lse, ent
 
 
 @_logprob.register_fake
 def _(hidden, *_):
-    logp, miss, lse, ent = (hidden.new_empty(len(hidden), dtype=wide_dtype(hidden.dtype)) for _ in range(4))
-    return logp, miss, lse, ent
+    logp, one_minus_p, lse, ent = (hidden.new_empty(len(hidden), dtype=wide_dtype(hidden.dtype)) for _ in range(4))
+    return logp, one_minus_p, lse, ent
 
 
 @torch.library.custom_op("wavalign_kernels::linear_logprob_backward", mutates_args=())
@@ -110,7 +110,7 @@ def _logprob_backward(
     job = passes.logprob_job(hidden, weight, bias, targets, active, temperature, dentropy is not None, options)
     assert job is not None
     kept, head = RowStats(*(c[job.rows.index] for c in stats)), Head(hidden, weight, bias, chunk_rows)
-    return _made(passes.logprob_grads(head, job, kept, Want(*want), dlogp, dentropy))
+    return _made(passes.logprob_grads(head, job, kept, NeedsGrad(*want), dlogp, dentropy))
 
 
 @_logprob_backward.register_fake
@@ -126,7 +126,7 @@ def _logprob_setup(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _logprob_grads(ctx, dlogp, _miss, _lse, dentropy):
+def _logprob_grads(ctx, dlogp, _one_minus_p, _lse, dentropy):
     hidden, weight, bias, targets, active, tau, index, *stats = ctx.saved_tensors
     number, entropy, impl, chunk_rows = ctx.arguments
     want = list(ctx.needs_input_grad[:3])
@@ -161,7 +161,7 @@ def _loss(
     x = _record(tensors, names, numbers, number_names)
     job = passes.loss_job(x, hidden, len(weight), Options(impl, chunk_rows, index, check))
     assert job is not None
-    stats, loss, parts, grads = passes.fused_loss(hidden, weight, bias, job, Want(*want))
+    stats, loss, parts, grads = passes.fused_loss(hidden, weight, bias, job, NeedsGrad(*want))
     return _results(stats, loss, parts, job, len(hidden)) + _made(grads)
 
 
@@ -231,7 +231,7 @@ def _record(tensors: list[Tensor], names: str, numbers: list[float], number_name
     return LossInputs(**columns)
 
 
-def _results(stats: RowStats, loss: Tensor, parts: LossParts, job: passes.Job, length: int) -> list[Tensor]:
+def _results(stats: RowStats, loss: Tensor, parts: LossParts, job: passes.NonTensorArgs, length: int) -> list[Tensor]:
     logp, entropy = (scatter(c, job.rows.index, length) for c in (stats.logp, stats.entropy))
     return [loss, logp, entropy, torch.stack([getattr(parts, name) for name in PARTS])]
 

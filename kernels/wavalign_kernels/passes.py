@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from . import checks, chunked, matmul
-from .chunked import Grads, Head, RowStep, Want
+from .chunked import Grads, Head, NeedsGrad, RowStep
 from .records import LossInputs, LossParts
-from .rows import LossRows, Rows, RowStats, Slopes, active_index, gather_loss, gather_rows, loss_parts, mask_of
+from .rows import LossRows, RowGrads, Rows, RowStats, active_index, gather_loss, gather_rows, loss_parts, mask_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Job:
+class NonTensorArgs:
     """Arguments without gradient."""
 
     rows: Rows
@@ -40,10 +40,10 @@ class Job:
         return RowStats.empty(len(self.rows.index), wide)
 
 
-def wanted(hidden: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Want:
+def wanted(hidden: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> NeedsGrad:
     """Where a gradient may be asked for."""
     grad = torch.is_grad_enabled()
-    return Want(*(grad and t is not None and t.requires_grad for t in (hidden, weight, bias)))
+    return NeedsGrad(*(grad and t is not None and t.requires_grad for t in (hidden, weight, bias)))
 
 
 def logprob_job(
@@ -55,7 +55,7 @@ def logprob_job(
     temperature: float | Tensor,
     entropy: bool,
     options: Options,
-) -> Job | None:
+) -> NonTensorArgs | None:
     """None: the definition is asked for."""
     length, device = len(hidden), hidden.device
     checks.check_head(hidden, weight, bias)
@@ -77,10 +77,10 @@ def logprob_job(
     if index is None:
         index = torch.arange(length, device=device) if active is None else active_index(active)
     rows = gather_rows(index, targets, temperature, matmul.wide_dtype(hidden.dtype))
-    return Job(rows, _row_step(chosen), options.chunk_rows, entropy)
+    return NonTensorArgs(rows, _row_step(chosen), options.chunk_rows, entropy)
 
 
-def loss_job(x: LossInputs, like: Tensor, vocab: int, options: Options) -> Job | None:
+def loss_job(x: LossInputs, like: Tensor, vocab: int, options: Options) -> NonTensorArgs | None:
     """The job of `x` over hidden states or logits, `like`; None: the definition is asked for."""
     checks.check_chunk_rows(options.chunk_rows)
     checks.check_inputs(x, len(like), like.device)
@@ -92,18 +92,18 @@ def loss_job(x: LossInputs, like: Tensor, vocab: int, options: Options) -> Job |
         return None
     index, dtype = active_index(x.kind) if options.index is None else options.index, matmul.wide_dtype(like.dtype)
     rows, loss = gather_rows(index, x.targets, x.temperature, dtype), gather_loss(x, index, dtype)
-    return Job(rows, _row_step(chosen), options.chunk_rows, inputs=x, loss=loss)
+    return NonTensorArgs(rows, _row_step(chosen), options.chunk_rows, inputs=x, loss=loss)
 
 
-def logprob(hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job) -> RowStats:
+def logprob(hidden: Tensor, weight: Tensor, bias: Tensor | None, job: NonTensorArgs) -> RowStats:
     """The statistics of every active row."""
     stats, head = job.empty_stats(hidden), Head(hidden, weight, bias, job.chunk_rows)
-    chunked.sweep(head, job.rows, job.step, stats, Want(False, False, False), entropy=job.entropy)
+    chunked.run_chunks(head, job.rows, job.step, stats, NeedsGrad(False, False, False), entropy=job.entropy)
     return stats
 
 
 def logprob_grads(
-    head: Head, job: Job, stats: RowStats, want: Want, dlogp: Tensor | None, dentropy: Tensor | None
+    head: Head, job: NonTensorArgs, stats: RowStats, want: NeedsGrad, dlogp: Tensor | None, dentropy: Tensor | None
 ) -> Grads:
     """From the gradients of log-probs and entropies (T,); makes the logits again."""
 
@@ -111,35 +111,37 @@ def logprob_grads(
         return None if grad is None else grad[job.rows.index].to(stats.logp.dtype)
 
     slope = pick(dlogp)
-    slopes = Slopes(torch.zeros_like(stats.logp) if slope is None else slope, pick(dentropy))
-    return chunked.sweep(head, job.rows, job.step, stats, want, slopes=slopes)
+    slopes = RowGrads(torch.zeros_like(stats.logp) if slope is None else slope, pick(dentropy))
+    return chunked.run_chunks(head, job.rows, job.step, stats, want, slopes=slopes)
 
 
 def fused_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, job: Job, want: Want
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, job: NonTensorArgs, want: NeedsGrad
 ) -> tuple[RowStats, Tensor, LossParts, Grads]:
     """Statistics, the loss, its terms and its gradients."""
     stats, head = job.empty_stats(hidden), Head(hidden, weight, bias, job.chunk_rows)
-    grads = chunked.sweep(head, job.rows, job.step, stats, want, loss=job.loss if want else None)
+    grads = chunked.run_chunks(head, job.rows, job.step, stats, want, loss=job.loss if want else None)
     return stats, *_finish(stats, job), grads
 
 
-def logits_loss(logits: Tensor, job: Job, want: bool) -> tuple[RowStats, Tensor, LossParts, tuple[Tensor | None]]:
+def logits_loss(
+    logits: Tensor, job: NonTensorArgs, want: bool
+) -> tuple[RowStats, Tensor, LossParts, tuple[Tensor | None]]:
     """As `fused_loss`."""
     stats = job.empty_stats(logits)
     assert job.loss is not None
-    grad = chunked.sweep_logits(logits, job.rows, job.step, stats, job.loss, want, job.chunk_rows)
+    grad = chunked.run_logit_chunks(logits, job.rows, job.step, stats, job.loss, want, job.chunk_rows)
     return stats, *_finish(stats, job), (grad,)
 
 
-def _finish(stats: RowStats, job: Job) -> tuple[Tensor, LossParts]:
+def _finish(stats: RowStats, job: NonTensorArgs) -> tuple[Tensor, LossParts]:
     assert job.loss is not None and job.inputs is not None
     return loss_parts(stats, job.loss, job.inputs)
 
 
 def _row_step(chosen: str) -> RowStep:
     if chosen == "triton":
-        from .row_kernel import step  # imports triton
+        from .triton_rows import step  # imports triton
 
         return step
     from .torch_rows import step

@@ -30,7 +30,7 @@ class RowStats:
     """What the softmax of each row leaves behind."""
 
     logp: Tensor  # (A,) log p_y
-    miss: Tensor  # (A,) 1 − p_y, summed from the other entries: exact where p_y is near 1
+    one_minus_p: Tensor  # (A,) 1 − p_y, summed from the other entries: exact where p_y is near 1
     lse: Tensor  # (A,) log Σ exp z
     entropy: Tensor  # (A,)
 
@@ -42,7 +42,7 @@ class RowStats:
 
 
 @dataclass(frozen=True)
-class Slopes:
+class RowGrads:
     """The gradient that arrives at each row's outputs."""
 
     logp: Tensor  # (A,) ∂L/∂logp
@@ -114,7 +114,7 @@ def gather_loss(x: LossInputs, index: Tensor, dtype: torch.dtype) -> LossRows:
     )
 
 
-def loss_slopes(logp: Tensor, r: LossRows) -> Slopes:
+def loss_slopes(logp: Tensor, r: LossRows) -> RowGrads:
     """∂L/∂logp and ∂L/∂H of every row.
 
     preference: −w·A·ρ where the unclipped branch is the smaller one, + κ·(1 − exp(ref − logp));  anchor: −w
@@ -133,7 +133,7 @@ def loss_slopes(logp: Tensor, r: LossRows) -> Slopes:
             rise = -r.kl_weights * torch.expm1(_limited(gap, r.kl_weights))
             policy = policy + torch.where(gap.abs() <= LOG_RATIO_LIMIT, rise, 0.0)
         slope = torch.where(r.preference, policy, slope)
-    return Slopes(slope * r.scale, None if r.entropy_weights is None else -r.entropy_weights * r.scale)
+    return RowGrads(slope * r.scale, None if r.entropy_weights is None else -r.entropy_weights * r.scale)
 
 
 def loss_parts(stats: RowStats, r: LossRows, x: LossInputs) -> tuple[Tensor, LossParts]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import avx512
-from .rows import LossRows, Rows, RowStats, Slopes, loss_slopes
+from .rows import LossRows, RowGrads, Rows, RowStats, loss_slopes
 
 BLOCK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}
 LEAST = -1e30
@@ -26,7 +26,7 @@ def step(
     bias: Tensor | None,  # (V,)
     stats: RowStats,  # written, or read where slopes are given
     *,
-    slopes: Slopes | None = None,
+    slopes: RowGrads | None = None,
     loss: LossRows | None = None,
     entropy: bool = True,
 ) -> Tensor | None:
@@ -51,7 +51,7 @@ def step(
             x.mul_(inverse[at])
         if slopes is None:
             sums.append(softmax(x, y[at], entropy or loss is not None, one_pass))
-    offset, others, total = stats.lse[:, None], stats.miss[:, None], 1.0
+    offset, others, total = stats.lse[:, None], stats.one_minus_p[:, None], 1.0
     if slopes is None:
         top, x_y, others, *energy = (torch.cat(column) for column in zip(*sums, strict=True))
         total = record(stats, top, x_y, others, *energy)
@@ -108,7 +108,7 @@ def record(stats: RowStats, top: Tensor, x_y: Tensor, others: Tensor, energy: Te
     total = others + e_y
     log_total = total.log()
     stats.logp.copy_((x_y - log_total)[:, 0])
-    stats.miss.copy_((others / total)[:, 0])
+    stats.one_minus_p.copy_((others / total)[:, 0])
     stats.lse.copy_((top + log_total)[:, 0])
     if energy is not None:
         stats.entropy.copy_((log_total - (energy + e_y * x_y.clamp(min=LEAST)) / total)[:, 0])
@@ -125,9 +125,9 @@ def _gradient(scratch: Tensor, x: Tensor, offset: Tensor, entropy: Tensor, a: Te
     x.add_(entropy).mul_(-b).sub_(a).mul_(p)
 
 
-def at_target(s: RowStats, slopes: Slopes, inverse: Tensor | None) -> Tensor:
+def at_target(s: RowStats, slopes: RowGrads, inverse: Tensor | None) -> Tensor:
     """a·(1 − p_y) − b·p_y (log p_y + H), over the temperature.  # (C,)"""
-    value = slopes.logp * s.miss
+    value = slopes.logp * s.one_minus_p
     if slopes.entropy is not None:
         value = value - slopes.entropy * s.logp.exp() * (s.logp.clamp(min=LEAST) + s.entropy)
     return value if inverse is None else value * inverse

@@ -132,7 +132,7 @@ GUARDED = """
 import torch
 from pages import guarded
 from wavalign_kernels import amx
-from wavalign_kernels.rows import Rows, RowStats, Slopes
+from wavalign_kernels.rows import Rows, RowStats, RowGrads
 
 rows, width = 32, 64
 for front in (False, True):
@@ -145,7 +145,7 @@ for front in (False, True):
         stats = RowStats(*(put(rows) for _ in range(4)))
         head = amx._Head.of(h, w, y, put(vocab))
         head.statistics(stats, out)
-        head.gradient(stats, Slopes(put(rows), put(rows)), out)
+        head.gradient(stats, RowGrads(put(rows), put(rows)), out)
         for dtype in (torch.bfloat16, torch.float32):
             amx.dweight_into(guarded(torch.zeros(vocab, width).to(dtype), front), out.T, h, True)
 """

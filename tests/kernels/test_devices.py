@@ -35,7 +35,7 @@ CUDA = torch.device("cuda", 0)
 
 def triton_like(z: Tensor, d: Tensor | None, rows, bias, stats, *, slopes=None, loss=None, entropy=True) -> None:
     """In the place of Triton's row step: what it is handed lies on the device, whole and of the width that it reads."""
-    columns = [rows.targets, rows.inv_temperature, bias, stats.logp, stats.miss, stats.lse, stats.entropy]
+    columns = [rows.targets, rows.inv_temperature, bias, stats.logp, stats.one_minus_p, stats.lse, stats.entropy]
     for record in (slopes, loss):
         columns += [] if record is None else [c for c in vars(record).values() if isinstance(c, Tensor)]
     for column in (z, d, *columns):

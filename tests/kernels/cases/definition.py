@@ -13,7 +13,7 @@ class Softmax:
 
     logq: Tensor  # (A, V)
     logp: Tensor  # (A,)
-    miss: Tensor  # (A,) Σ_{j≠y} q_j
+    one_minus_p: Tensor  # (A,) Σ_{j≠y} q_j
     lse: Tensor  # (A,)
     entropy: Tensor  # (A,)
 
@@ -34,7 +34,7 @@ def dlogits(s: Softmax, targets: Tensor, a: Tensor, b: Tensor | None, tau: Tenso
     """Gradient of Σ a·logp + b·H in the logits before the temperature: a·(1[y] − q) − b·q·(log q + H), over τ."""
     q = s.logq.exp()
     d = -a[:, None] * q
-    d.scatter_(1, targets[:, None], (a * s.miss)[:, None])
+    d.scatter_(1, targets[:, None], (a * s.one_minus_p)[:, None])
     if b is not None:
         d -= b[:, None] * torch.where(q > 0, q * (s.logq + s.entropy[:, None]), q)
     return d / (tau.double()[:, None] if isinstance(tau, Tensor) else tau)

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from pages import guarded
 from torch import Tensor
-from wavalign_kernels.row_kernel import step
-from wavalign_kernels.rows import LossRows, Rows, RowStats, Slopes
+from wavalign_kernels.rows import LossRows, RowGrads, Rows, RowStats
+from wavalign_kernels.triton_rows import step
 
 
 def shipped() -> None:
@@ -47,7 +47,7 @@ def _one(vocab: int, front: bool, mode: str, dtype: torch.dtype) -> None:
         rows,
         guarded(torch.randn(vocab), front),
         stats,
-        slopes=Slopes(column(), column()) if mode == "slopes" else None,
+        slopes=RowGrads(column(), column()) if mode == "slopes" else None,
         loss=loss if mode == "loss" else None,
     )
 

@@ -11,8 +11,8 @@ from definition import dlogits, error, plain, softmax
 from place import DEVICE, INTERPRETED, SLACK, marks, only_interpreted, put
 from row_cases import TOLERANCE, every, mixed, rows_of
 from torch import Tensor
-from wavalign_kernels.row_kernel import launch_arguments, row_kernel, step
-from wavalign_kernels.rows import RowStats, Slopes, gather_loss
+from wavalign_kernels.rows import RowGrads, RowStats, gather_loss
+from wavalign_kernels.triton_rows import launch_arguments, row_kernel, step
 
 interpreter.mend()
 
@@ -32,7 +32,7 @@ def run(z: Tensor, y: Tensor, b: float | None = 0.5) -> tuple[RowStats, Tensor]:
     step(z, None, rows_of(y, None), None, stats)
     d = z.clone()
     ones = put(torch.ones(len(z)))
-    step(d, d, rows_of(y, None), None, stats, slopes=Slopes(-ones, None if b is None else b * ones))
+    step(d, d, rows_of(y, None), None, stats, slopes=RowGrads(-ones, None if b is None else b * ones))
     return stats, d
 
 
@@ -48,7 +48,7 @@ def test_rows_far_from_zero(vocab: int, level: float) -> None:
     x = mixed(y)
     made = z.clone()
     step(made, made, rows_of(y, None), None, RowStats.empty(3, z), loss=gather_loss(x, every(y), z.dtype))
-    assert all(bool(t.isfinite().all()) for t in (stats.logp, stats.miss, stats.lse, stats.entropy, d, made))
+    assert all(bool(t.isfinite().all()) for t in (stats.logp, stats.one_minus_p, stats.lse, stats.entropy, d, made))
     assert error(stats.logp, exact.logp) <= error(logp, exact.logp) + TOLERANCE
     assert error(stats.entropy, exact.entropy) <= error(entropy, exact.entropy) + TOLERANCE
     # The second route knows the row through its lse alone, rounded at the size of the logits.
@@ -70,12 +70,12 @@ def test_confident_target(lead: float) -> None:
     made = z.clone()
     x = mixed(y, kind=torch.full((4,), 2), weights=torch.ones(4), lam=None, anchor_denominator=1.0)
     step(made, made, rows_of(y, None), None, RowStats.empty(4, z), loss=gather_loss(x, every(y), z.dtype))
-    assert bool((exact.miss < 1e-3).all())
-    assert error(stats.miss, exact.miss) < 1e-6 * SLACK
+    assert bool((exact.one_minus_p < 1e-3).all())
+    assert error(stats.one_minus_p, exact.one_minus_p) < 1e-6 * SLACK
     for d in (given, made):
         assert ((d.gather(1, y[:, None]) - exact_d) / exact_d).abs().max() < 1e-6 * SLACK
     if lead >= 25:  # 1 − p in fp32 has lost every digit: the test can tell the difference
-        assert error(1 - plain(z, y)[0].exp(), exact.miss) > 1e-3
+        assert error(1 - plain(z, y)[0].exp(), exact.one_minus_p) > 1e-3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -90,7 +90,7 @@ def test_not_a_number_stays_so(where: str, value: float) -> None:
         made, again = z.clone(), RowStats.empty(3, z)
         step(made, made, rows_of(y, None), None, again, loss=gather_loss(mixed(y), every(y), z.dtype))
         for s in (stats, again):
-            for column in (s.logp, s.miss, s.entropy):
+            for column in (s.logp, s.one_minus_p, s.entropy):
                 assert bool(column[1].isnan())
             assert not bool(s.lse[1].isfinite())
         assert bool(d[1].isnan().all()) and bool(made[1].isnan().all())

@@ -7,8 +7,8 @@ from definition import dlogits, error, loss, plain, slopes, softmax
 from place import DEVICE, SLACK, marks, put
 from torch import Tensor
 from wavalign_kernels import ANCHOR, PREFERENCE, LossInputs
-from wavalign_kernels.row_kernel import step
-from wavalign_kernels.rows import Rows, RowStats, Slopes, gather_loss, gather_rows
+from wavalign_kernels.rows import RowGrads, Rows, RowStats, gather_loss, gather_rows
+from wavalign_kernels.triton_rows import step
 
 interpreter.mend()
 
@@ -71,7 +71,7 @@ def test_statistics(vocab: int, bare: bool, entropy: bool) -> None:
     exact = softmax(z, y, bias, 1.0 if tau is None else tau)
     logp, ent = plain(z, y, bias, 1.0 if tau is None else tau)
     assert error(stats.logp, exact.logp) <= error(logp, exact.logp) + TOLERANCE
-    assert error(stats.miss, exact.miss) <= error(1 - logp.exp(), exact.miss) + TOLERANCE
+    assert error(stats.one_minus_p, exact.one_minus_p) <= error(1 - logp.exp(), exact.one_minus_p) + TOLERANCE
     assert error(stats.lse, exact.lse) <= TOLERANCE
     if entropy:
         assert error(stats.entropy, exact.entropy) <= error(ent, exact.entropy) + TOLERANCE
@@ -156,7 +156,7 @@ def test_given_slopes(vocab: int, entropy: bool, dtype: torch.dtype) -> None:
     stats = RowStats.empty(COUNT, z)
     step(z, None, rows_of(y, tau), bias, stats, entropy=entropy)
     d = z if dtype == z.dtype else torch.empty_like(z, dtype=dtype)
-    step(z, d, rows_of(y, tau), bias, stats, slopes=Slopes(a, b))
+    step(z, d, rows_of(y, tau), bias, stats, slopes=RowGrads(a, b))
     if vocab > 1:
         # The row is known through its lse, which was rounded to fp32: a common factor of p.
         rounding = float(exact.lse.abs().max()) * 2.0**-24
@@ -170,7 +170,7 @@ def test_no_rows(mode: str) -> None:
     z, y = put(torch.empty(0, 507)), put(torch.empty(0, dtype=torch.long))
     none = put(torch.empty(0))
     x = gather_loss(mixed(y), every(y), torch.float32)
-    slope = Slopes(none, None) if mode == "slopes" else None
+    slope = RowGrads(none, None) if mode == "slopes" else None
     step(z, z, rows_of(y, None), None, RowStats.empty(0, z), slopes=slope, loss=x if mode == "loss" else None)
 
 
@@ -181,6 +181,6 @@ def test_any_order_of_programs_gives_the_same_bits() -> None:
         stats = RowStats.empty(COUNT, z)
         with interpreter.programs(list(order)):
             step(z, z, rows_of(y, tau), bias, stats, loss=gather_loss(mixed(y, tau), every(y), z.dtype))
-        results.append((z, stats.logp, stats.miss, stats.lse, stats.entropy))
+        results.append((z, stats.logp, stats.one_minus_p, stats.lse, stats.entropy))
     for other in results[1:]:
         assert all(torch.equal(p, q) for p, q in zip(results[0], other, strict=True))

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .records import LOG_RATIO_LIMIT
-from .rows import LossRows, Rows, RowStats, Slopes
+from .rows import LossRows, RowGrads, Rows, RowStats
 
 BLOCK = 4096
 """Columns per iteration. 16 warps take 8 each: two 16-byte loads in flight per thread, 16 KB per program, which covers
@@ -50,7 +50,7 @@ def step(
     bias: Tensor | None,  # (V,)
     stats: RowStats,  # written, or read where slopes are given
     *,
-    slopes: Slopes | None = None,
+    slopes: RowGrads | None = None,
     loss: LossRows | None = None,
     entropy: bool = True,
     block: int = BLOCK,
@@ -76,7 +76,7 @@ def launch_arguments(
     bias: Tensor | None,
     stats: RowStats,
     *,
-    slopes: Slopes | None,
+    slopes: RowGrads | None,
     loss: LossRows | None,
     entropy: bool,
     block: int = BLOCK,
@@ -95,7 +95,7 @@ def launch_arguments(
         target_ptr=rows.targets,
         inverse_ptr=rows.inv_temperature,
         logp_ptr=stats.logp,
-        miss_ptr=stats.miss,
+        one_minus_p_ptr=stats.one_minus_p,
         lse_ptr=stats.lse,
         entropy_ptr=stats.entropy if entropy or given_h is not None or share is not None else None,
         slope_ptr=None if slopes is None else slopes.logp,
@@ -125,7 +125,7 @@ def row_kernel(
     target_ptr,  # (A,) as all that follow
     inverse_ptr,  # 1 / temperature, or None
     logp_ptr,
-    miss_ptr,
+    one_minus_p_ptr,
     lse_ptr,
     entropy_ptr,
     slope_ptr,  # given: the statistics are known
@@ -157,9 +157,9 @@ def row_kernel(
         total = others + e_y
         log_total = tl.log(total)
         logp = x_y - top - log_total
-        miss = others / total
+        one_minus_p = others / total
         tl.store(logp_ptr + row, logp)
-        tl.store(miss_ptr + row, miss)
+        tl.store(one_minus_p_ptr + row, one_minus_p)
         tl.store(lse_ptr + row, top + log_total)
         entropy = 0.0
         if entropy_ptr is not None:
@@ -169,7 +169,7 @@ def row_kernel(
         top = tl.load(lse_ptr + row)
         log_total = 0.0
         logp = tl.load(logp_ptr + row)
-        miss = tl.load(miss_ptr + row)
+        one_minus_p = tl.load(one_minus_p_ptr + row)
         entropy = 0.0
         if slope_h_ptr is not None:
             entropy = tl.load(entropy_ptr + row)
@@ -188,7 +188,7 @@ def row_kernel(
             if share_ptr is not None:
                 slope_h = -scale * tl.load(share_ptr + row)
         bends: tl.constexpr = slope_h_ptr is not None or share_ptr is not None  # pyright: ignore[reportAssignmentType]
-        at_target = slope * miss
+        at_target = slope * one_minus_p
         if bends:
             at_target -= slope_h * tl.exp(logp) * (_floored(logp) + entropy)
         _second_pass(
