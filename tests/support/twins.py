@@ -117,7 +117,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
 def twin_layout(name: str) -> Layout:
     """The layout as published, but that a model which hears through an encoder hears its speech tokens."""
     layout = load_layout(name)
-    return replace(layout, heard=None) if layout.user_speech == "continuous" else layout
+    return replace(layout, user_speech=None) if layout.user_speech == "continuous" else layout
 
 
 def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int = 40) -> Path:
