@@ -25,16 +25,11 @@ from verl.workers.utils.padding import response_from_nested
 
 from wavalign_ext.config import AnchorConfig, PreferenceConfig
 from wavalign_ext.integration.verl_loss import VerlLoss
-from wavalign_ext.method.anchor import (
-    order_for_ranks,
-    padding_row,
-    rows_to_tensordict,
-    split_mini_batches,
-    supervised_row,
-)
+from wavalign_ext.method.anchor import padding_row, rows_to_tensordict, split_mini_batches, supervised_row
 from wavalign_ext.method.loss import LossCoefficients
 from wavalign_ext.method.mixing import MixingController
 from wavalign_ext.method.token_weights import ANCHOR, PADDING, ROLLOUT, ROW_FIELDS, token_weights
+from wavalign_ext.trainer.actor_batch import order_for_ranks
 
 VOCABULARY, PROMPTS, ROLLOUTS = 64, 4, 3
 
