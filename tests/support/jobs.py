@@ -57,13 +57,23 @@ class Job:
             self.process.kill()
             self.process.wait()
 
-    def left_behind(self) -> list[str]:
-        """Names of processes that were started by this job, known by a variable that they inherit, and still live."""
-        left = []
-        for process in psutil.process_iter(["name", "environ"]):
-            if (process.info["environ"] or {}).get("VERL_FILE_LOGGER_PATH") == str(self.metrics_file):
-                left.append(process.info["name"])
+    def left_behind(self, patience_s: float = 20) -> list[str]:
+        """Processes of this job, known by a variable that they inherit, which still live after ``patience_s``.
+
+        Ray's workers end a moment after the driver.
+        """
+        for _ in range(int(patience_s)):
+            if not (left := self._living()):
+                return []
+            time.sleep(1)
         return left
+
+    def _living(self) -> list[str]:
+        found = psutil.process_iter(["name", "environ", "status"])
+        mine = [
+            p.info for p in found if (p.info["environ"] or {}).get("VERL_FILE_LOGGER_PATH") == str(self.metrics_file)
+        ]
+        return [process["name"] for process in mine if process["status"] != psutil.STATUS_ZOMBIE]
 
     @property
     def output(self) -> str:

@@ -15,14 +15,10 @@ from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_
 
 from wavalign_ext.method.anchor import padding_row, split_mini_batches, supervised_row
 from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, ROW_FIELDS, token_weights
+from wavalign_ext.trainer.step import real_rows
 
 UPDATE_FIELDS = ["prompts", "responses", "input_ids", "position_ids", "response_mask", "loss_mask", "advantages"]
 UPDATE_FIELDS += ["modality", "row_kind", "temperature", "multi_modal_inputs", *ROW_FIELDS]
-
-
-def real_rows(batch: KVBatchMeta) -> list[int]:
-    """Row numbers that are rollouts, not copies that verl added to fill up the batch."""
-    return [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
 
 
 class ActorUpdate:

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from wavalign_ext.method.token_weights import modality_masks
-
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """A step's rollouts, right-padded: N rows, T response tokens. Optional streams are None where not computed."""
+    """A step's rollouts, right-padded: N rows, T response tokens. Optional streams are None where not computed.
 
-    modality: torch.Tensor
-    mask: torch.Tensor
+    ``masks``: by modality, bool (N, T).
+    """
+
+    masks: Mapping[str, torch.Tensor]
     rewards: torch.Tensor
     groups: Sequence[Hashable]
     ended: torch.Tensor
@@ -24,19 +24,18 @@ class RolloutBatch:
     reference: torch.Tensor | None = None
 
 
-def rollout_metrics(batch: RolloutBatch, boundary_modality: str) -> dict[str, float]:
+def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     """Token counts, entropy, log-prob and KL by modality; shares of rows and groups that the method must know about.
 
     KL is the k3 estimate of the reference against the sampling policy, mean over tokens.
     """
     scored = ~torch.isnan(batch.rewards)
-    masks = dict(zip(("text", "speech"), modality_masks(batch.modality, batch.mask, boundary_modality), strict=True))
     metrics = {
         "wavalign/rewards_missing_share": 1 - scored.float().mean().item(),
         "wavalign/rollouts_truncated": 1 - batch.ended.float().mean().item(),
         "wavalign/groups_degenerate": _degenerate_share(batch.rewards, batch.groups),
     }
-    for name, mask in masks.items():
+    for name, mask in batch.masks.items():
         count = mask.sum(-1).float()
         metrics[f"wavalign/tokens_{name}"] = count.mean().item()
         metrics[f"wavalign/rollouts_without_{name}"] = (count == 0).float().mean().item()

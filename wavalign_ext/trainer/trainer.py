@@ -13,7 +13,6 @@ import math
 import os
 from typing import Any
 
-import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from transfer_queue import KVBatchMeta
@@ -33,14 +32,14 @@ from wavalign_ext.method.loss import LossCoefficients
 from wavalign_ext.method.mixing import MixingController
 from wavalign_ext.method.policy_sums import policy_metrics
 from wavalign_ext.method.token_weights import modality_masks
-from wavalign_ext.rewards.routing import rewards_by_modality
 from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.layout import load_layout
-from wavalign_ext.trainer.actor_batch import ActorUpdate, real_rows
-from wavalign_ext.trainer.estimator import Route, preferred_tokens
+from wavalign_ext.trainer.actor_batch import ActorUpdate
+from wavalign_ext.trainer.estimator import preferred_tokens
 from wavalign_ext.trainer.group_filter import ScoredGroups
-from wavalign_ext.trainer.metrics import RolloutBatch, reward_metrics, rollout_metrics
-from wavalign_ext.trainer.rollout_dump import SampleWriter, plain
+from wavalign_ext.trainer.metrics import reward_metrics, rollout_metrics
+from wavalign_ext.trainer.rollout_dump import SampleWriter
+from wavalign_ext.trainer.step import Step, real_rows
 from wavalign_ext.trainer.validation_nll import held_out_nll
 from wavalign_ext.trainer.watchdog import watching
 from wavalign_ext.verl_keys import VerlKeys
@@ -184,65 +183,16 @@ class WavAlignTrainer(PPOTrainerSync):
     # --- rewards → advantages, λ ----------------------------------------------------------------------------------
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        fields = ["uid", "responses", "response_mask", "rm_scores", "old_log_probs", "ref_log_prob", "entropy"]
-        data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=fields)
-        modality = [self.layout.modality(ids) for ids in data["responses"].unbind()]
-        ended = torch.tensor([any(e in ids for e in self.layout.eos_ids) for ids in data["responses"].unbind()])
-        rewards = torch.stack([scores.sum() for scores in data["rm_scores"].unbind()])
-        uids, real = list(data["uid"]), real_rows(batch)
-
-        self.lam = self.mixing.update(rewards[real].tolist(), [uids[row] for row in real])
+        step = Step.read(batch, self.layout, self.wav.boundary_modality)
+        self.lam = self.mixing.update(step.rewards[step.real].tolist(), step.groups)
         assert self.mixing.last is not None
         metrics.update(self.mixing.last.as_metrics())
-
-        padded = data.select(*[name for name in fields if name != "uid" and name in data.keys()]).to_padded_tensor()
-        stacked = torch.nn.utils.rnn.pad_sequence([m.long() for m in modality], batch_first=True)
-        step = RolloutBatch(
-            modality=stacked[real],
-            mask=padded["response_mask"][real].bool(),
-            rewards=rewards[real],
-            groups=[uids[row] for row in real],
-            ended=ended[real],
-            entropy=_rows(padded, "entropy", real),
-            logp=_rows(padded, "old_log_probs", real),
-            reference=_rows(padded, "ref_log_prob", real),
-        )
-        metrics.update(rollout_metrics(step, self.wav.boundary_modality))
-        said = tq.kv_batch_get([batch.keys[row] for row in real], batch.partition_id, select_fields=["extra_fields"])
-        infos = [fields["reward_extra_info"] for fields in plain(list(said["extra_fields"]))]
-        metrics.update(reward_metrics(infos))
-
-        text, speech = modality_masks(stacked, padded["response_mask"], self.wav.boundary_modality)
-        preferred = {"text": text, "speech": speech, "all": text | speech}[self.wav.preference.tokens]
-        routes = self._routes(batch, rewards, {"text": text, "speech": speech})
-        with preferred_tokens(preferred, routes, self.wav.preference.advantage):
+        metrics.update(rollout_metrics(step.rollouts(self.layout.eos_ids)))
+        metrics.update(reward_metrics(step.infos))
+        with preferred_tokens(*step.preferred(self.wav)):
             result = super()._compute_advantage(batch, metrics)
-        self._store_scores(batch, modality, rewards, data["rm_scores"])
+        step.store()
         return result
-
-    def _routes(self, batch: KVBatchMeta, rewards: torch.Tensor, masks: dict[str, torch.Tensor]) -> list[Route]:
-        """The modalities that rewards of their own drive."""
-        routed = self.wav.reward.routed
-        if not routed:
-            return []
-        data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=["extra_fields"])
-        infos = [fields["reward_extra_info"] for fields in plain(list(data["extra_fields"]))]
-        own = rewards_by_modality(rewards, infos, routed)
-        return [(masks[modality], own[modality]) for modality in routed]
-
-    def _store_scores(self, batch: KVBatchMeta, modality: list, rewards: torch.Tensor, scores: torch.Tensor) -> None:
-        """Keep modality and ``is scored`` with the rows; give verl's own statistics the mean for a missing score."""
-        known = rewards[~torch.isnan(rewards)]
-        fill = known.mean() if len(known) else torch.tensor(0.0)
-        rows = [
-            {
-                "modality": kinds.to(torch.int64),
-                "scored": (~torch.isnan(reward)).long(),
-                "rm_scores": torch.where(torch.isnan(score), fill, score),
-            }
-            for kinds, reward, score in zip(modality, rewards, scores.unbind(), strict=True)
-        ]
-        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows_to_tensordict(rows))
 
     # --- the update -----------------------------------------------------------------------------------------------
 
@@ -286,7 +236,3 @@ def one_step_follows(keys: VerlKeys) -> bool:
     actor, correction = keys.actor_rollout_ref.actor, keys.algorithm.rollout_correction
     one_step = actor.ppo_epochs == 1 and actor.ppo_mini_batch_size >= keys.data.train_batch_size
     return one_step and correction.rollout_rs is None and not correction.bypass_mode
-
-
-def _rows(data: Any, name: str, rows: list[int]) -> torch.Tensor | None:
-    return data[name][rows] if name in data.keys() else None

@@ -37,10 +37,11 @@ def mixing() -> dict[str, Any]:
 
 
 def rollouts() -> dict[str, Any]:
-    kinds = torch.tensor([[0, 1], [0, 1]])
+    text = torch.tensor([[True, False], [True, False]])
     streams = {"entropy": ones(2, 2), "logp": -ones(2, 2), "reference": -ones(2, 2)}
-    batch = RolloutBatch(kinds, kinds >= 0, torch.tensor([1.0, 5.0]), ["a", "a"], torch.ones(2).bool(), **streams)
-    return rollout_metrics(batch, "speech")
+    masks = {"text": text, "speech": ~text}
+    batch = RolloutBatch(masks, torch.tensor([1.0, 5.0]), ["a", "a"], torch.ones(2).bool(), **streams)
+    return rollout_metrics(batch)
 
 
 def rewards() -> dict[str, Any]:

@@ -33,6 +33,6 @@ def test_a_term_that_scored_nothing_has_a_share_and_no_mean() -> None:
     ("rewards", "share"), [([1.0, 2.0, 3.0, 5.0], 0.0), ([1.0, math.nan, 3.0, math.nan], 0.5), ([math.nan] * 4, 1.0)]
 )
 def test_the_share_of_rollouts_without_a_reward(rewards: list[float], share: float) -> None:
-    ones = torch.ones(4, 3, dtype=torch.long)
-    batch = RolloutBatch(ones, ones.bool(), torch.tensor(rewards), ["a", "a", "b", "b"], torch.ones(4).bool())
-    assert rollout_metrics(batch, "speech")["wavalign/rewards_missing_share"] == share
+    masks = {"text": torch.zeros(4, 3).bool(), "speech": torch.ones(4, 3).bool()}
+    batch = RolloutBatch(masks, torch.tensor(rewards), ["a", "a", "b", "b"], torch.ones(4).bool())
+    assert rollout_metrics(batch)["wavalign/rewards_missing_share"] == share

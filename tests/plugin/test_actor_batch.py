@@ -1,0 +1,108 @@
+"""The rows of one actor update: an anchor per prompt, padding to what ranks divide, weights that sum to one."""
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from tensordict.tensorclass import NonTensorStack
+
+UIDS = ["a", "a", "b", "b", "b"]
+PLACES = [7, 7, 4, 4, 4]  # rows of the data set
+
+
+class Layout:
+    eos_ids = (1,)
+
+    def modality(self, ids: Any) -> torch.Tensor:
+        return (torch.as_tensor(ids) >= 10).to(torch.int8)
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, ranks: int = 2, prompts: int = 2, skips: bool = True, **wav: Any) -> Any:
+    import verl.trainer.ppo.v1.trainer_sync  # noqa: F401  (the plugin registers our trainer behind it)
+
+    from wavalign_ext.config import WavAlignConfig
+    from wavalign_ext.trainer import actor_batch
+
+    def nested(rows: list[Any]) -> torch.Tensor:
+        return torch.nested.as_nested_tensor([torch.as_tensor(row) for row in rows], layout=torch.jagged)
+
+    answers = [[5, 11, 1], [5, 1], [6, 12, 13, 1], [6, 1], [14, 1]]
+    columns: dict[str, Any] = {
+        "uid": NonTensorStack(*UIDS),
+        "index": torch.tensor(PLACES),
+        "prompts": nested([[2, 3]] * 2 + [[4, 3, 2]] * 3),
+        "response_mask": nested([[1] * len(answer) for answer in answers]),
+        "modality": nested([Layout().modality(answer).long() for answer in answers]),
+        "scored": torch.tensor([1, 1, 1, 0, 1]),
+    }
+    monkeypatch.setattr(actor_batch, "tq", SimpleNamespace(kv_batch_get=lambda *_, **__: TensorDict(columns, 5)))
+    actor = {"use_dynamic_bsz": True, "ppo_mini_batch_size": prompts, "ppo_epochs": 1, "data_loader_seed": 1}
+    actor |= {"loss_agg_mode": "seq-mean-token-mean", "calculate_entropy": False, "entropy_coeff": 0}
+    actor |= {"loss_scale_factor": None}
+    rollout = {"temperature": 0.7, "calculate_log_probs": True}
+    config = {"actor_rollout_ref": {"actor": actor, "rollout": rollout}, "data": {"max_response_length": 8}}
+    trainer = SimpleNamespace(
+        config=OmegaConf.create(config),
+        wav=WavAlignConfig(layout="pocket", codec={}, **wav),
+        layout=Layout(),
+        targets={7: "seven", 4: "four"},
+        target={"seven": [5, 15, 1], "four": [6, 16, 17, 1]}.__getitem__,
+        actor_rollout_wg=SimpleNamespace(_dispatch_info={"actor": list(range(ranks))}),
+        skips_old_log_probs=skips,
+        use_reference_policy=True,
+    )
+    tags = [{"global_steps": 3, "seq_len": 6} for _ in UIDS]
+    keys = [f"{uid}_{UIDS[:row].count(uid)}_0" for row, uid in enumerate(UIDS)]
+    batch = SimpleNamespace(keys=keys, tags=tags, partition_id="train", fields=None)
+    return actor_batch.ActorUpdate(trainer, batch)
+
+
+def test_each_prompt_gets_its_own_target_behind_its_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(monkeypatch)
+    assert plan.new_keys[:2] == ["a_2_0", "b_3_0"] and plan.anchors == 2
+    assert [row["input_ids"].tolist() for row in plan.new_rows[:2]] == [[2, 3, 5, 15, 1], [4, 3, 2, 6, 16, 17, 1]]
+    assert [row["modality"].tolist() for row in plan.new_rows[:2]] == [[0, 1, 0], [0, 1, 1, 0]]
+    assert [tag["is_anchor"] for tag in plan.new_tags] == [True, True, False]
+
+
+@pytest.mark.parametrize(("ranks", "prompts", "rows"), [(1, 2, 7), (2, 2, 8), (4, 2, 8), (1, 1, 8)])
+def test_mini_batches_have_equally_many_rows_for_each_rank(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, prompts: int, rows: int
+) -> None:
+    plan = planned(monkeypatch, ranks, prompts)
+    sizes = {len(mini_batch) for mini_batch in plan.mini_batches}
+    assert sizes == {plan.rows_per_mini_batch} and plan.rows_per_mini_batch % ranks == 0
+    meta = plan.meta(0.5)
+    assert len(meta.keys) == rows and Counter(meta.keys).most_common(1)[0][1] == 1
+    together = {key for key in meta.keys if not key.startswith("padding")}
+    assert together == {*plan.keys, "a_2_0", "b_3_0"}
+
+
+def test_every_stream_of_a_mini_batch_sums_to_one_and_padding_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(monkeypatch)
+    rows = [*plan.rollout_columns, *plan.new_rows]
+    for name, total in (
+        ("preference_weight", 1.0),
+        ("anchor_weight", 1.0),
+        ("text_weight", 2.0),
+        ("speech_weight", 2.0),
+    ):
+        assert sum(row[name].sum().item() for row in rows) == pytest.approx(total), name  # rollouts 1, anchors 1
+    assert plan.rollout_columns[3]["preference_weight"].sum() == 0  # without a score
+    assert all(plan.new_rows[-1][name].sum() == 0 for name in ("preference_weight", "anchor_weight", "text_weight"))
+    assert [float(row["temperature"]) for row in rows] == pytest.approx([0.7] * 5 + [1.0] * 3)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_the_fields_that_travel_are_named(monkeypatch: pytest.MonkeyPatch, skips: bool) -> None:
+    fields = planned(monkeypatch, skips=skips).meta(0.25).fields
+    assert "ref_log_prob" in fields and ("rollout_log_probs" in fields) == skips == ("old_log_probs" not in fields)
+
+
+def test_without_an_anchor_there_are_rollouts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(monkeypatch, ranks=1, mixing={"type": "fixed", "value": 1.0})
+    assert plan.anchors == 0 and plan.new_rows == [] and plan.metrics()["wavalign/rows_rollout"] == 5
