@@ -28,9 +28,9 @@ EXAMPLE = """examples:
   wavalign doctor +recipe=grpo_text data.train_files=train.parquet data.val_files=val.parquet"""
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 GIB = 2**30
-# Host memory that a job wants, as an estimate: its processes, and per parameter a float32 policy with its gradient and
-# AdamW's two moments, a reference policy and the rollout engine's copy.
-PROCESSES_GIB, TRAINED_BYTES, CHECKPOINT_BYTES = 4, 24, 12
+# Host memory that a job wants: its processes, as measured with the pocket model, and per parameter a float32 policy with
+# its gradient and AdamW's two moments, a reference policy and the rollout engine's copy.
+PROCESSES_GIB, TRAINED_BYTES, CHECKPOINT_BYTES = 12, 24, 12
 TIMEOUT_S = 10.0
 
 
@@ -45,7 +45,7 @@ class Finding:
 
 
 @dataclass
-class Patient:
+class DoctorContext:
     """What the checks find out for those after them."""
 
     overrides: list[str]
@@ -77,15 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def examine(overrides: Sequence[str]) -> Iterator[Finding]:
     """The findings of all checks, as they are made. An unexpected error of a check is its finding."""
-    patient = Patient(list(overrides), os.environ.get("VERL_PLATFORM", ""))
+    context = DoctorContext(list(overrides), os.environ.get("VERL_PLATFORM", ""))
     for name, check in CHECKS.items():
         try:
-            yield from check(patient)
+            yield from check(context)
         except Exception as error:  # a check that breaks must not hide those after it
             yield Finding(name, FAIL, _one_line(error), "correct what the message names")
 
 
-def check_versions(_: Patient) -> Iterator[Finding]:
+def check_versions(_: DoctorContext) -> Iterator[Finding]:
     """Python, the packages that pyproject.toml asks for, and those that must be of a tested version."""
     from packaging.requirements import Requirement
 
@@ -103,7 +103,7 @@ def check_versions(_: Patient) -> Iterator[Finding]:
         yield _version(distribution, found, wanted, remedy)
 
 
-def check_plugin(_: Patient) -> Iterator[Finding]:
+def check_plugin(_: DoctorContext) -> Iterator[Finding]:
     """Whether verl loads the plugin."""
     import verl
 
@@ -115,7 +115,7 @@ def check_plugin(_: Patient) -> Iterator[Finding]:
     yield Finding("plugin", FAIL, f"verl did not load it (VERL_USE_EXTERNAL_PLUGINS={policy})", remedy)
 
 
-def check_accelerator(patient: Patient) -> Iterator[Finding]:
+def check_accelerator(context: DoctorContext) -> Iterator[Finding]:
     """What a run would compute on."""
     import torch
 
@@ -123,8 +123,8 @@ def check_accelerator(patient: Patient) -> Iterator[Finding]:
 
     cores = len(os.sched_getaffinity(0))
     if not accelerator_visible():
-        state = FAIL if patient.platform not in ("", "cpu") else OK
-        asked = f"VERL_PLATFORM={patient.platform}, but " if patient.platform else ""
+        state = FAIL if context.platform not in ("", "cpu") else OK
+        asked = f"VERL_PLATFORM={context.platform}, but " if context.platform else ""
         remedy = "install the driver and a torch for it, or unset VERL_PLATFORM to train on the CPU"
         yield Finding("accelerator", state, f"{asked}none is visible: CPU with {cores} cores", remedy)
     elif torch.cuda.is_available():
@@ -134,23 +134,23 @@ def check_accelerator(patient: Patient) -> Iterator[Finding]:
         yield Finding("accelerator", OK, "an NPU is visible")
 
 
-def check_recipe(patient: Patient) -> Iterator[Finding]:
+def check_recipe(context: DoctorContext) -> Iterator[Finding]:
     """Compose the configuration and check the keys of the method."""
     from omegaconf import OmegaConf
 
     from wavalign_ext.checks.recipe import compose_recipe
     from wavalign_ext.integration import run
 
-    overrides, config, patient.wav = compose_recipe(patient.overrides)
-    patient.config = config
+    overrides, config, context.wav = compose_recipe(context.overrides)
+    context.config = config
     yield Finding("recipe", OK, " ".join(overrides))
     told = OmegaConf.select(config, f"{run.VARIABLES}.VERL_PLATFORM")
     yield Finding("platform", OK, f"{told}, on every machine of the run (wavalign/hardware, VERL_PLATFORM)")
 
 
-def check_model(patient: Patient) -> Iterator[Finding]:
+def check_model(context: DoctorContext) -> Iterator[Finding]:
     """The model's folder, and its tokenizer against the layout."""
-    if patient.config is None:
+    if context.config is None:
         yield Finding("model", SKIP, "the recipe does not compose")
         return
     from transformers import AutoConfig, AutoTokenizer
@@ -158,10 +158,10 @@ def check_model(patient: Patient) -> Iterator[Finding]:
     from wavalign_ext import pocket
     from wavalign_ext.speech.layout import load_layout
 
-    node = patient.config.actor_rollout_ref.model
+    node = context.config.actor_rollout_ref.model
     path, remedy = Path(str(node.path)).expanduser(), "set actor_rollout_ref.model.path to a Hugging Face folder"
     if path.is_relative_to(pocket.pocket_dir()) and not (pocket.pocket_dir() / "report.json").is_file():
-        patient.unbuilt = True
+        context.unbuilt = True
         yield Finding("model", WARN, "the pocket assets are not built", "wavalign pocket, or let the run build them")
         return
     if not (path / "config.json").is_file():
@@ -170,25 +170,25 @@ def check_model(patient: Patient) -> Iterator[Finding]:
     config = AutoConfig.from_pretrained(path, trust_remote_code=node.trust_remote_code)
     weights = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))
     size = 4 if str(config.dtype).endswith("float32") or config.dtype is None else 2
-    patient.parameters = weights // size
+    context.parameters = weights // size
     state = OK if weights else FAIL
-    yield Finding("model", state, f"{config.model_type}, {patient.parameters / 1e6:.1f}M parameters, {path}", remedy)
+    yield Finding("model", state, f"{config.model_type}, {context.parameters / 1e6:.1f}M parameters, {path}", remedy)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=node.trust_remote_code)
-    layout = load_layout(patient.wav.layout).resolve(tokenizer, config.vocab_size)
-    patient.tokenizer, patient.layout = tokenizer, layout
+    layout = load_layout(context.wav.layout).resolve(tokenizer, config.vocab_size)
+    context.tokenizer, context.layout = tokenizer, layout
     speech = layout.speech_end - layout.speech_start
     yield Finding("layout", OK, f"{layout.layout.name}: {speech} speech tokens of {config.vocab_size}")
 
 
-def check_codec(patient: Patient) -> Iterator[Finding]:
+def check_codec(context: DoctorContext) -> Iterator[Finding]:
     """One second of a tone through the answer's codec and back, and into the one of the user's speech."""
-    if patient.config is None or patient.unbuilt:
+    if context.config is None or context.unbuilt:
         yield Finding("codec", SKIP, "what it needs is missing: see above")
         return
     from wavalign_ext.speech.codecs import load_codec
 
-    spec = patient.wav.codec
-    codec, layout = load_codec(spec, device="cpu"), patient.layout
+    spec = context.wav.codec
+    codec, layout = load_codec(spec, device="cpu"), context.layout
     wanted = codec.codebook_size if layout is None else layout.speech_end - layout.speech_start
     codes = codec.encode(_tone(codec.sample_rate))
     wave = codec.decode(codes)
@@ -199,62 +199,62 @@ def check_codec(patient: Patient) -> Iterator[Finding]:
     )
     remedy = f"a codec with {wanted} codes whose round trip keeps the length: check wavalign.codec and the layout"
     yield Finding("codec", OK if good else FAIL, text, remedy)
-    if patient.wav.input_codec:
-        heard = load_codec(patient.wav.input_codec, device="cpu")
+    if context.wav.input_codec:
+        heard = load_codec(context.wav.input_codec, device="cpu")
         count = len(heard.encode(_tone(heard.sample_rate)))
-        text = f"{patient.wav.input_codec['type']}: 1 s → {count} codes of {heard.codebook_size}"
+        text = f"{context.wav.input_codec['type']}: 1 s → {count} codes of {heard.codebook_size}"
         yield Finding("input codec", OK if count else FAIL, text, "check wavalign.input_codec")
 
 
-def check_data(patient: Patient) -> Iterator[Finding]:
+def check_data(context: DoctorContext) -> Iterator[Finding]:
     """Every row of the training and validation files."""
-    if patient.tokenizer is None:
+    if context.tokenizer is None:
         yield Finding("data", SKIP, "it is checked with the tokenizer: see above")
         return
     from wavalign_ext.checks.preflight import check_data
 
-    counts = check_data(patient.config, patient.wav, patient.tokenizer)
+    counts = check_data(context.config, context.wav, context.tokenizer)
     yield Finding("data", OK, ", ".join(f"{Path(name).name} {count} rows" for name, count in counts.items()))
 
 
-def check_rewards(patient: Patient) -> Iterator[Finding]:
+def check_rewards(context: DoctorContext) -> Iterator[Finding]:
     """The reward terms are built, and each judge's endpoint is asked for its models, which costs nothing."""
-    if patient.config is None or patient.unbuilt:
+    if context.config is None or context.unbuilt:
         yield Finding("rewards", SKIP, "what they need is missing: see above")
         return
     from wavalign_ext.rewards import build_terms
 
-    terms = patient.wav.reward.terms
-    build_terms(terms, patient.wav.reward.scale)
+    terms = context.wav.reward.terms
+    build_terms(terms, context.wav.reward.scale)
     yield Finding("rewards", OK, ", ".join(terms))
     for name, node in terms.items():
         if node.get("type", name) == "judge":
             yield _judge(name, node["endpoint"])
 
 
-def check_room(patient: Patient) -> Iterator[Finding]:
+def check_disk_and_memory(context: DoctorContext) -> Iterator[Finding]:
     """Disk for checkpoints and memory for the job."""
     import psutil
 
     folder, keep = Path("runs"), 2
-    if patient.config is not None:
+    if context.config is not None:
         folder, keep = (
-            Path(patient.config.trainer.default_local_dir),
-            patient.config.trainer.max_actor_ckpt_to_keep or 2,
+            Path(context.config.trainer.default_local_dir),
+            context.config.trainer.max_actor_ckpt_to_keep or 2,
         )
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free, need = shutil.disk_usage(there).free / GIB, 1 + (keep + 1) * CHECKPOINT_BYTES * patient.parameters / GIB
+    free, need = shutil.disk_usage(there).free / GIB, 1 + (keep + 1) * CHECKPOINT_BYTES * context.parameters / GIB
     text = f"{free:.1f} GiB free at {there}, about {need:.1f} wanted for {keep + 1} checkpoints"
     remedy = "free some, or set trainer.default_local_dir elsewhere, or keep fewer (trainer.max_actor_ckpt_to_keep)"
     yield Finding("disk", OK if free >= need else FAIL, text, remedy)
-    on_cpu = patient.config is None or patient.config.trainer.device == "cpu"
-    need = PROCESSES_GIB + (TRAINED_BYTES if on_cpu else 4) * patient.parameters / GIB
+    on_cpu = context.config is None or context.config.trainer.device == "cpu"
+    need = PROCESSES_GIB + (TRAINED_BYTES if on_cpu else 4) * context.parameters / GIB
     have = psutil.virtual_memory().available / GIB
     text = f"{have:.1f} GiB available, about {need:.1f} wanted"
     yield Finding("memory", OK if have >= need else FAIL, text, "end other programs, or use a smaller model or machine")
 
 
-CHECKS: dict[str, Callable[[Patient], Iterator[Finding]]] = {
+CHECKS: dict[str, Callable[[DoctorContext], Iterator[Finding]]] = {
     "versions": check_versions,
     "plugin": check_plugin,
     "accelerator": check_accelerator,
@@ -263,7 +263,7 @@ CHECKS: dict[str, Callable[[Patient], Iterator[Finding]]] = {
     "codec": check_codec,
     "data": check_data,
     "rewards": check_rewards,
-    "room": check_room,
+    "disk": check_disk_and_memory,
 }
 
 

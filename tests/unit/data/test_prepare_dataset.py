@@ -36,7 +36,7 @@ def dataset(kind: str, file: Path, world: Any, *more: Path, **spoken: Any) -> An
     from wavalign_ext.data import dataset as module
 
     layout = OmegaConf.to_container(OmegaConf.load(world.layout))
-    settings = {"layout": layout, "codec": world.codec, "input_codec": world.heard, **spoken}
+    settings = {"layout": layout, "codec": world.codec, "input_codec": world.user_speech, **spoken}
     node: dict[str, Any] = {"max_prompt_length": 64, "cache_dir": str(file.parent / "cache"), "spoken": settings}
     tokenizer = AutoTokenizer.from_pretrained(world.folder / "model")
     return getattr(module, kind)([str(file), *map(str, more)], tokenizer, OmegaConf.create(node))
@@ -154,7 +154,7 @@ def checked(world: Any, file: Path, **data: Any) -> dict[str, int]:
     from wavalign_ext.config import WavAlignConfig
 
     layout: Any = OmegaConf.to_container(OmegaConf.load(world.layout))
-    spoken = {"layout": layout, "codec": world.codec, "input_codec": world.heard, "audio_root": str(file.parent)}
+    spoken = {"layout": layout, "codec": world.codec, "input_codec": world.user_speech, "audio_root": str(file.parent)}
     node = {"train_files": str(file), "val_files": str(file), "max_prompt_length": 64, "max_response_length": 64}
     config = OmegaConf.create({"data": {**node, "spoken": spoken, **data}})
     tokenizer = AutoTokenizer.from_pretrained(world.folder / "model")
