@@ -28,8 +28,8 @@ EXAMPLE = """examples:
   wavalign doctor +recipe=grpo_text data.train_files=train.parquet data.val_files=val.parquet"""
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 GIB = 2**30
-# Host memory that a job wants: its processes, as measured with the pocket model, and per parameter a float32 policy with
-# its gradient and AdamW's two moments, a reference policy and the rollout engine's copy.
+# Host memory that a job wants: its processes, as measured with the pocket model, and per parameter a float32 policy
+# with its gradient and AdamW's two moments, a reference policy and the rollout engine's copy.
 PROCESSES_GIB, TRAINED_BYTES, CHECKPOINT_BYTES = 12, 24, 12
 TIMEOUT_S = 10.0
 
