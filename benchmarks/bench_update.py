@@ -183,6 +183,7 @@ def main() -> None:
     os.environ.setdefault("VERL_ENGINE_VENDOR", "wavalign")  # before verl is imported: our engine, also on a GPU
 
     import verl  # noqa: F401  (loads the plugin)
+    from torch.distributed.fsdp import FSDPModule
 
     from wavalign_ext.pocket.build import build
 
@@ -191,6 +192,9 @@ def main() -> None:
         own = partial(large_model, Path(folder)) if arguments.geometry == "large" else lambda: str(build() / "model")
         learner = Learner(*make_worker(arguments.model or own(), tokens), prompts)
     measured: dict[str, list[dict[str, float]]] = {OWN: [], VERL: [], OURS: []}
+    if isinstance(learner.worker.engine.module.get_output_embeddings(), FSDPModule):
+        print(f"{VERL}: left out, it takes the weight of a head that FSDP has sharded by itself")
+        del measured[VERL]
     for number in range(arguments.rounds + 1):
         for side, rounds in measured.items():
             numbers = learner.measure(side)
@@ -207,6 +211,7 @@ def report(geometry: str, measured: dict[str, list[dict[str, float]]]) -> None:
         pairs = {
             f"to_{name}": statistics.median(a["all"] / b["all"] for a, b in zip(rounds, measured[other], strict=True))
             for name, other in (("own_head", OWN), ("verl_head", VERL))
+            if other in measured
         }
         rows.append({"date": date.today(), "geometry": geometry, "side": side, "rounds": len(rounds)} | middle | pairs)
         parts = ", ".join(f"{name} {middle[name]:.2f}" for name in ("old", "reference", "update") if name in middle)

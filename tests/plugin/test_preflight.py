@@ -40,7 +40,7 @@ def refusal(config: DictConfig) -> str:
     [
         ("wavalign.preference.tokens=sound", "preference.tokens='sound'.*one of all, text, speech"),
         ("wavalign.anchor.tokens=none", "anchor.tokens='none'"),
-        ("wavalign.boundary_modality=maybe", "boundaries='maybe'"),
+        ("wavalign.boundary_modality=maybe", "boundary_modality='maybe'"),
         ("wavalign.mixing.lambda_max=1.5", r"mixing.lambda_max=1.5.*\[0, 1\]"),
         ("wavalign.mixing.type=fixed", "mixing.value=None"),
         ("wavalign.reward.scale=[5,1]", "low < high"),
@@ -63,7 +63,10 @@ def refusal(config: DictConfig) -> str:
         ("layout@wavalign.layout=vita_audio_balance", r"no token '<\|audio_16383\|>': use this layout's own"),
         ("layout@wavalign.layout=kimi_audio", "type 'parallel' is not supported yet"),
         ("layout@wavalign.layout=vita_audio_plus_vanilla", "'continuous' is not supported yet.*audio encoder"),
-        ("wavalign.layout.user_speech={pattern: '<|audio_{}|>', count: 100}", "speech ids .* and heard ids .* overlap"),
+        (
+            "wavalign.layout.user_speech={pattern: '<|audio_{}|>', count: 100}",
+            "speech ids .* and user_speech ids .* overlap",
+        ),
         ("wavalign.layout.pad='<|audio_3|>'", r"'<\|audio_3\|>' .* lies in the speech range"),
         ("wavalign.layout.schedule=[[0,8]]", r"schedule pair \(0, 8\) is not allowed: at least 1 text token"),
         ("wavalign.layout.schedule=[]", "schedule is empty"),

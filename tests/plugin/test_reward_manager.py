@@ -176,7 +176,7 @@ def test_a_failed_term_of_weight_0_does_not_make_the_answer_missing(world: Any, 
 
 def dumped(world: Any, folder: Path, found: dict[str, Any]) -> dict[str, Any]:
     """The line of ``rollouts/STEP.jsonl``; the queue holds a mean where the score is missing."""
-    setup, config = world.setup(), WavAlignConfig(layout=None, codec={}, audio_dump=AudioDumpConfig(max_answers=8))
+    setup, config = world.setup(), WavAlignConfig(layout="pocket", codec={}, audio_dump=AudioDumpConfig(max_answers=8))
     writer = SampleWriter(setup.layout, load_codec(world.codec), setup.tokenizer, config)
     score = 3.0 if math.isnan(found["reward_score"]) else found["reward_score"]
     rows = {

@@ -231,8 +231,8 @@ NULL = {
 NULL |= {"reward.routes.text", "reward.routes.speech", "watchdog.step_timeout_s"}
 # By the name of a key: the types that it may have, apart from null. Written out, so that it does not follow the code.
 TYPES: dict[str, tuple[type, ...]] = {"layout": (str, dict), "codec": (dict,), "input_codec": (dict,), "terms": (dict,)}
-TYPES |= {"audio_root": (str,), "boundaries": (str,), "tokens": (str,), "type": (str,), "advantage": (str,)}
-TYPES |= {"constrained_decoding": (bool,), "count": (int,), "scale": ()}
+TYPES |= {"audio_root": (str,), "boundary_modality": (str,), "tokens": (str,), "type": (str,), "advantage": (str,)}
+TYPES |= {"max_answers": (int,), "scale": ()}
 
 
 def is_wrong(key: str, value: Any) -> bool:
@@ -243,7 +243,7 @@ def is_wrong(key: str, value: Any) -> bool:
         return True  # none of VALUES is a list of terms
     if isinstance(KEYS[key].annotation, type) and issubclass(KEYS[key].annotation, Section):
         return not isinstance(value, dict)
-    kinds = TYPES.get(name, (int, float))
+    kinds = (bool,) if KEYS[key].annotation is bool else TYPES.get(name, (int, float))
     if isinstance(value, bool) or bool in kinds:
         return not (isinstance(value, bool) and bool in kinds)
     return not isinstance(value, kinds) or (isinstance(value, float) and not abs(value) < float("inf"))
