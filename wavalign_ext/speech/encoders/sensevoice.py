@@ -10,7 +10,7 @@ import torch
 from wavalign_ext.speech.encoders.base import FrozenEncoder, register_encoder
 from wavalign_ext.speech.encoders.fbank import HOP, STEP, WINDOW, fbank, read_cmvn, stack_frames
 from wavalign_ext.speech.encoders.sanm import HEADS, SenseVoice, Shape
-from wavalign_ext.speech.encoders.tensors import load_strictly, read_tensors
+from wavalign_ext.speech.encoders.tensors import build_network, read_tensors
 
 VITA_PREFIX = "model.audio_model.model."
 UNUSED = "ctc."  # the head that SenseVoice reads text from
@@ -61,7 +61,7 @@ class SenseVoiceSmall(FrozenEncoder):
             _check_config(folder / "config.yaml")
         tensors = _read(folder, where)
         shape = _shape(tensors, where)
-        network = load_strictly(lambda: SenseVoice(shape), tensors, where, dtype)
+        network = build_network(lambda: SenseVoice(shape), tensors, where, dtype)
         self.size, self._cmvn = shape.size, read_cmvn(folder / "am.mvn")
         super().__init__(network, device, {"cmvn": self._cmvn.tolist()})
 

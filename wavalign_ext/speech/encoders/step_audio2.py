@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wavalign_ext.speech.encoders.base import FrozenEncoder, register_encoder
-from wavalign_ext.speech.encoders.tensors import load_strictly, read_tensors
+from wavalign_ext.speech.encoders.tensors import build_network, read_tensors
 from wavalign_ext.speech.encoders.whisper import CONV_STRIDE, HOP, mel_extractor, padding_mask
 
 SILENCE = 479  # samples behind a recording; the mel frames that they add are masked
@@ -96,7 +96,7 @@ class StepAudio2(FrozenEncoder):
         encoder, adapter = (read_tensors(folder, prefix, where) for prefix in ("encoder.", "adapter."))
         tensors = {f"tower.{_renamed(name)}": value for name, value in encoder.items()}
         tensors |= {name: value for name, value in adapter.items() if not name.startswith(PROJECTOR)}
-        network = load_strictly(lambda: _Network(config), tensors, where, dtype)
+        network = build_network(lambda: _Network(config), tensors, where, dtype)
         self.size, self._extract = config["n_audio_state"], mel_extractor(config["n_mels"])
         super().__init__(network, device, {})
 

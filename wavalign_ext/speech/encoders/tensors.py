@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from wavalign_ext.checkpoints.strict_loading import load_strictly
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -40,10 +42,12 @@ def read_tensors(folder: Path, prefix: str, where: str) -> dict[str, torch.Tenso
     return tensors
 
 
-def load_strictly(
+def build_network(
     build: Callable[[], Network], tensors: dict[str, torch.Tensor], where: str, dtype: str | None = None
 ) -> Network:
     """A network of ``build()`` with exactly ``tensors`` in it, compared with them afterwards.
+
+    Built without memory first, so ``build()`` may compute no buffer that is not among its weights.
 
     Args:
         dtype: float32, bfloat16 or float16; None for what the tensors are stored in.
@@ -52,23 +56,14 @@ def load_strictly(
         ValueError: beginning with ``where``: names or shapes differ, a weight is not finite, or the dtype is not one.
     """
     chosen = _dtype(tensors, where, dtype)
-    with torch.device("meta"):
-        network = build()
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in tensors.items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            raise ValueError(
-                f"{where}: tensor {name} has shape {given.get(name, 'missing')}, the encoder "
-                f"{wanted.get(name, 'has none')}: give the folder of the published checkpoint"
-            )
     broken = next((name for name, value in tensors.items() if not value.isfinite().all()), None)
     if broken is not None:
         raise ValueError(f"{where}: tensor {broken} has values that are not finite: copy the checkpoint again")
+    with torch.device("meta"):
+        network = build()
+    assert {name for name, _ in network.named_buffers()} <= network.state_dict().keys(), "a computed buffer is lost"
     network = network.to(chosen).to_empty(device="cpu")
-    network.load_state_dict(tensors)
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, tensors[name].to(value.dtype)), name
+    load_strictly(network, tensors, where)
     return network
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from wavalign_ext.speech.encoders.base import FrozenEncoder, register_encoder
-from wavalign_ext.speech.encoders.tensors import load_strictly, read_tensors
+from wavalign_ext.speech.encoders.tensors import build_network, read_tensors
 
 HOP, CONV_STRIDE = 160, 2  # samples per mel frame, mel frames per position
 
@@ -85,7 +85,7 @@ class Whisper(_PaddedEncoder):
             raise ValueError(f"encoder 'whisper': stack={stack!r} is not allowed: a divisor of {positions}")
         folder = Path(path)
         tensors = read_tensors(folder, "model.encoder.", where) or read_tensors(folder, "encoder.", where)
-        network = load_strictly(lambda: WhisperEncoder(config), tensors, where, dtype)
+        network = build_network(lambda: WhisperEncoder(config), tensors, where, dtype)
         self.stack, self.size = stack, config.d_model * stack
         super().__init__(network, config, device, stack=stack)
 
@@ -122,7 +122,7 @@ class Qwen2Audio(_PaddedEncoder):
         where = f"encoder 'qwen2_audio': path={str(path)!r}"
         config = read_config(path, "qwen2_audio", where).audio_config
         tensors = read_tensors(Path(path), "audio_tower.", where)
-        network = load_strictly(lambda: Qwen2AudioEncoder(config), tensors, where, dtype)
+        network = build_network(lambda: Qwen2AudioEncoder(config), tensors, where, dtype)
         self.size = config.d_model
         super().__init__(network, config, device)
         self.most_s = self._piece / self.sample_rate
