@@ -107,6 +107,10 @@ class MixingConfig(Section):
     """The most that an adaptive λ can be."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """α of the moving average over steps: how much of the last λ stays."""
+    scope: Literal["step", "prompt"] = "step"
+    """``step``: one λ for all rows (the paper's). ``prompt``: the rows of a prompt have a λ of their own, (1 − α) times
+    its own gate plus α times the last λ; their mean is the step's λ. With ``ema_decay: 0`` it is the prompt's gate
+    alone: where all rollouts are wrong, only the anchor trains."""
     reward_threshold: float | None = None
     """τ, the best reward of a prompt at which its gate is half open. Null: the middle of the reward scale."""
     reward_sharpness: float | None = Field(default=None, gt=0)
@@ -119,7 +123,7 @@ class MixingConfig(Section):
         if self.type == "fixed":
             if self.value is None:
                 raise ConfigError(refusal(f"{KEY}.mixing.value", None, "a number in [0, 1] with mixing.type=fixed."))
-            unused = ("lambda_max", "ema_decay", "reward_threshold", "reward_sharpness", "variance_scale")
+            unused = ("lambda_max", "ema_decay", "scope", "reward_threshold", "reward_sharpness", "variance_scale")
         else:
             unused = ("value",)
         for name in unused:

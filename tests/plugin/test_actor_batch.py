@@ -21,7 +21,9 @@ class Layout:
         return (torch.as_tensor(ids) >= 10).to(torch.int8)
 
 
-def planned(monkeypatch: pytest.MonkeyPatch, ranks: int = 2, prompts: int = 2, skips: bool = True, **wav: Any) -> Any:
+def planned(
+    monkeypatch: pytest.MonkeyPatch, ranks: int = 2, prompts: int = 2, skips: bool = True, gates: Any = None, **wav: Any
+) -> Any:
     import verl.trainer.ppo.v1.trainer_sync  # noqa: F401  (the plugin registers our trainer behind it)
 
     from wavalign_ext.config import WavAlignConfig
@@ -54,6 +56,8 @@ def planned(monkeypatch: pytest.MonkeyPatch, ranks: int = 2, prompts: int = 2, s
         actor_rollout_wg=SimpleNamespace(_dispatch_info={"actor": list(range(ranks))}),
         skips_old_log_probs=skips,
         use_reference_policy=True,
+        lam=0.25,
+        mixing=SimpleNamespace(last=SimpleNamespace(by_prompt=gates or {})),
     )
     tags = [{"global_steps": 3, "seq_len": 6} for _ in UIDS]
     keys = [f"{uid}_{UIDS[:row].count(uid)}_0" for row, uid in enumerate(UIDS)]
@@ -106,3 +110,14 @@ def test_the_fields_that_travel_are_named(monkeypatch: pytest.MonkeyPatch, skips
 def test_without_an_anchor_there_are_rollouts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned(monkeypatch, ranks=1, mixing={"type": "fixed", "value": 1.0})
     assert plan.anchors == 0 and plan.new_rows == [] and plan.metrics()["wavalign/rows_rollout"] == 5
+
+
+def test_rows_of_a_prompt_weigh_by_its_own_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's λ is 0.25: a gate of 0.5 doubles the rollouts' weights, and one of 0 takes them out."""
+    plain, gated = planned(monkeypatch), planned(monkeypatch, gates={"a": 0.5, "b": 0.0})
+    for row, factor in enumerate([2.0, 2.0, 0.0, 0.0, 0.0]):
+        wanted = factor * plain.rollout_columns[row]["preference_weight"]
+        torch.testing.assert_close(gated.rollout_columns[row]["preference_weight"], wanted)
+    for row, factor in ((0, 0.5 / 0.75), (1, 1 / 0.75)):
+        torch.testing.assert_close(gated.new_rows[row]["anchor_weight"], factor * plain.new_rows[row]["anchor_weight"])
+    assert gated.new_rows[-1]["preference_weight"].sum() == 0

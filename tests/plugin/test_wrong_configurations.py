@@ -307,7 +307,7 @@ def test_every_recipe_passes_and_has_a_summary(recipe: str) -> None:
 
 
 def test_there_are_ten_recipes() -> None:
-    assert len(RECIPES) == 10
+    assert {"wavalign", "grpo_joint", "sft_anchor"} <= set(RECIPES)
 
 
 def test_what_a_recipe_leaves_open_is_asked_for() -> None:

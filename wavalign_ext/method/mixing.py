@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class Mixing:
     variance: float
     scored: int
     missing: int
+    by_prompt: Mapping[Hashable, float] = field(default_factory=dict)
+    """λ of each prompt's own rows, where ``mixing.scope`` is ``prompt``; their mean is ``value``."""
 
     def as_metrics(self) -> dict[str, float]:
         """The parts by metric name; what no scored group defines is left out."""
@@ -46,6 +48,7 @@ class MixingController:
 
         λ_raw,i = λ_max · sigmoid(k (max_g r_ig − τ)) · clip(Var_g(r_ig) / v0, 0, 1)
         λ_s     = (1 − α) · mean_i λ_raw,i + α · λ_{s−1},        first step: mean_i λ_raw,i
+        λ_i     = (1 − α) · λ_raw,i + α · λ_{s−1}                with ``scope: prompt``, for the rows of prompt i
 
     Var is the population variance. Without arguments it has the paper's defaults on a 1-5 scale: λ_max 0.8, k 5, τ 3,
     v0 4, α 0.9. On another scale τ is its middle, v0 its largest variance and k 20 over its width, unless given.
@@ -82,9 +85,11 @@ class MixingController:
         parts = np.array([self._gates(np.asarray(values)) for values in by_group.values()]).reshape(-1, 5)
         scored = int(np.sum(~np.isnan(np.asarray(rewards, dtype=float))))
         raw = float(parts[:, 0].mean()) if len(parts) else 0.0
+        before = self.average
         value = self._value(raw, scored)
+        by_prompt = self._by_prompt(dict(zip(by_group, parts[:, 0], strict=True)), before, scored)
         means = [_mean_of_known(parts[:, column]) for column in range(1, 5)]
-        self.last = Mixing(value, raw, *means, scored=scored, missing=len(rewards) - scored)
+        self.last = Mixing(value, raw, *means, scored=scored, missing=len(rewards) - scored, by_prompt=by_prompt)
         return value
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,6 +110,15 @@ class MixingController:
         self.average = raw if self.average is None else (1 - kept) * raw + kept * self.average
         return self.average
 
+    def _by_prompt(self, raw: Mapping[Hashable, float], before: float | None, scored: int) -> dict[Hashable, float]:
+        """The moving average of :meth:`_value`, with each prompt's own gate in place of the mean over prompts."""
+        if self.config.scope == "step":
+            return {}
+        if scored == 0:
+            return dict.fromkeys(raw, 0.0)
+        kept = 0.0 if before is None else self.config.ema_decay
+        return {prompt: float((1 - kept) * gate + kept * (before or 0.0)) for prompt, gate in raw.items()}
+
     def _gates(self, rewards_G: np.ndarray) -> tuple[float, float, float, float, float]:
         """(λ_raw, reward gate, information gate, best reward, variance) of one prompt."""
         known = rewards_G[~np.isnan(rewards_G)]
@@ -123,3 +137,17 @@ def _sigmoid(x: float) -> float:
 def _mean_of_known(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else math.nan
+
+
+def row_shares(by_prompt_R: Sequence[float], lam: float) -> tuple[list[float], list[float]]:
+    """Factors of each row's preference and anchor weights that turn a step's λ into that of its prompt.
+
+    The loss is λ · preference + (1 − λ) · anchor over all rows; with the factors λ_i / λ and (1 − λ_i) / (1 − λ) each
+    prompt's rows get λ_i and 1 − λ_i. At λ = 0 and λ = 1 all prompts agree, being within [0, 1], and nothing is scaled.
+
+    Args:
+        by_prompt_R: λ of the prompt that each row belongs to, shape (R,).
+        lam: their mean over the step's prompts.
+    """
+    preference = [share / lam if lam > 0 else 1.0 for share in by_prompt_R]
+    return preference, [(1 - share) / (1 - lam) if lam < 1 else 1.0 for share in by_prompt_R]

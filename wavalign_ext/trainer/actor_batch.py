@@ -14,7 +14,8 @@ from transfer_queue import KVBatchMeta
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 
 from wavalign_ext.method.anchor import padding_row, split_mini_batches, supervised_row
-from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, ROW_FIELDS, token_weights
+from wavalign_ext.method.mixing import row_shares
+from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, ROW_FIELDS, TokenWeights, token_weights
 from wavalign_ext.trainer.step import real_rows
 
 UPDATE_FIELDS = ["prompts", "responses", "input_ids", "position_ids", "response_mask", "loss_mask", "advantages"]
@@ -40,6 +41,8 @@ class ActorUpdate:
             self._add_anchors(groups, [int(i) for i in data["index"]], data["prompts"].unbind())
         self.anchors = len(self.new_rows)
         self._split(list(groups.values()))
+        self.by_prompt = trainer.mixing.last.by_prompt
+        self.prompt_of = {row: uid for uid, rows in groups.items() for row in rows}
         self._weigh()
         self.has_reference = "ref_log_prob" in batch.fields if batch.fields else trainer.use_reference_policy
 
@@ -100,11 +103,20 @@ class ActorUpdate:
                 aggregation=self.actor.loss_agg_mode,
                 scale=self.actor.loss_scale_factor or self.trainer.config.data.max_response_length,
             )
-            streams = (weights.preference, weights.anchor, weights.text, weights.speech)
+            streams = (*self._by_gate(weights, rows), weights.text, weights.speech)
             for position, row in enumerate(rows):
                 columns = self.rollout_columns[row] if row < len(self.keys) else self.new_rows[row - len(self.keys)]
                 length = len(self.mask[row])
                 columns.update({n: w[position, :length] for n, w in zip(ROW_FIELDS, streams, strict=True)})
+
+    def _by_gate(self, weights: TokenWeights, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Preference and anchor weights, (R, T), each row's by the λ of its prompt where the run has one for each."""
+        if not self.by_prompt:
+            return weights.preference, weights.anchor
+        lam = self.trainer.lam  # a padding row has no prompt, and no weight either
+        shares = row_shares([self.by_prompt.get(self.prompt_of.get(row), lam) for row in rows], lam)
+        preference, anchor = (torch.tensor(share, dtype=torch.float32)[:, None] for share in shares)
+        return weights.preference * preference, weights.anchor * anchor
 
     @property
     def new_tags(self) -> list[dict[str, Any]]:
