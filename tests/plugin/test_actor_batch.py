@@ -15,10 +15,13 @@ PLACES = [7, 7, 4, 4, 4]  # rows of the data set
 
 
 class Layout:
-    eos_ids = (1,)
+    padding = (1,)
 
     def modality(self, ids: Any) -> torch.Tensor:
         return (torch.as_tensor(ids) >= 10).to(torch.int8)
+
+    def drawn(self, ids: Any) -> torch.Tensor:
+        return torch.as_tensor(ids) != 16  # forced, wherever it stands
 
 
 def planned(
@@ -71,6 +74,13 @@ def test_each_prompt_gets_its_own_target_behind_its_rollouts(monkeypatch: pytest
     assert [row["input_ids"].tolist() for row in plan.new_rows[:2]] == [[2, 3, 5, 15, 1], [4, 3, 2, 6, 16, 17, 1]]
     assert [row["modality"].tolist() for row in plan.new_rows[:2]] == [[0, 1, 0], [0, 1, 1, 0]]
     assert [tag["is_anchor"] for tag in plan.new_tags] == [True, True, False]
+
+
+def test_a_forced_id_of_a_target_has_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = planned(monkeypatch).new_rows[1]
+    assert row["response_mask"].tolist() == [1, 0, 1, 1]
+    assert (row["anchor_weight"] > 0).tolist() == [True, False, True, True]
+    assert row["speech_weight"].tolist()[1] == 0
 
 
 @pytest.mark.parametrize(("ranks", "prompts", "rows"), [(1, 2, 7), (2, 2, 8), (4, 2, 8), (1, 1, 8)])

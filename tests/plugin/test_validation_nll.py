@@ -15,20 +15,21 @@ def test_it_is_the_mean_over_the_targets_tokens(monkeypatch: pytest.MonkeyPatch)
     from wavalign_ext.method.token_weights import ANCHOR
     from wavalign_ext.trainer import validation_nll
 
-    targets, prompts = [[5, 11, 12, 1], [6, 13, 1], [7, 1]], [[2, 3], [2, 3, 4], [2]]
+    targets, prompts = [[5, 11, 12, 1], [6, 13, 14, 1], [7, 1]], [[2, 3], [2, 3, 4], [2]]
     modality = [(torch.tensor(target) >= 10).long() for target in targets]
-    rows = [supervised_row(p, t, ANCHOR, m) for p, t, m in zip(prompts, targets, modality, strict=True)]
+    drawn = [torch.tensor(target) != 14 for target in targets]  # 14 is forced
+    rows = [supervised_row(*parts) for parts in zip(prompts, targets, [ANCHOR] * 3, modality, drawn, strict=True)]
     queue: dict[str, Any] = {}
 
     def put(keys: list[str], fields: TensorDict, **_: Any) -> None:
         queue.update(keys=keys, fields=fields)
 
     def compute_log_prob(meta: Any) -> None:
-        """−1 for a text token, −4 for a speech token; 100 at the prompt and in rows that fill up."""
+        """−1 for a text token, −4 for a speech token; 100 at the prompt, at a forced id and in rows that fill up."""
         queue["temperature"] = meta.extra_info["temperature"]
         full = []
-        for prompt, kinds in zip(prompts, modality, strict=True):
-            logp = torch.where(kinds == 1, -4.0, -1.0)
+        for prompt, kinds, mask in zip(prompts, modality, drawn, strict=True):
+            logp = torch.where(kinds == 1, -4.0, -1.0).where(mask, 100.0)
             full.append(torch.cat([torch.full((len(prompt) - 1,), 100.0), logp, torch.tensor([100.0])]))
         queue["log_probs"] = torch.nested.as_nested_tensor(full, layout=torch.jagged)
 
@@ -43,7 +44,7 @@ def test_it_is_the_mean_over_the_targets_tokens(monkeypatch: pytest.MonkeyPatch)
     trainer = SimpleNamespace(
         config=SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=rollout)),
         actor_rollout_wg=SimpleNamespace(world_size=2, compute_log_prob=compute_log_prob),
-        layout=SimpleNamespace(eos_ids=(1,)),
+        layout=SimpleNamespace(padding=[1]),
         wav=SimpleNamespace(boundary_modality="speech"),
     )
     assert validation_nll.held_out_nll(trainer) == {"val-anchor/nll_text": 1.0, "val-anchor/nll_speech": 4.0}

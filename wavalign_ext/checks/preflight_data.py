@@ -59,6 +59,7 @@ def _check_row(
             f"{where}: the prompt has no audio: no token of the user's speech ({layout.layout.name}) is in it"
         )
     layout.check_prompt(row["prompt"], tokenizer, where)
+    ids = layout.prompt(ids)
     if len(ids) > config.data.max_prompt_length:
         raise ConfigError(f"{where}: the prompt has {len(ids)} tokens, more than data.max_prompt_length: raise it")
     info = row.get("extra_info") or {}

@@ -16,15 +16,23 @@ from wavalign_ext.method.token_weights import PADDING
 
 
 def supervised_row(
-    prompt_ids: Sequence[int], target_ids: Sequence[int], kind: int, modality: torch.Tensor
+    prompt_ids: Sequence[int],
+    target_ids: Sequence[int],
+    kind: int,
+    modality: torch.Tensor,
+    drawn: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """A row that no rollout made, with every field of a rollout that verl's actor update reads.
+
+    ``drawn``: bool (T,), which ids of the target a model would draw; forced ones take no part. None: all.
 
     1-D int64 ids and masks, 1-D float32 log-probs (all 0: no policy sampled this row), 0-d row kind, temperature 1.
     """
     prompt = torch.as_tensor(prompt_ids, dtype=torch.int64)
     response = torch.as_tensor(target_ids, dtype=torch.int64)
     mask = torch.full_like(response, int(kind != PADDING))
+    if drawn is not None:
+        mask *= drawn
     zeros = torch.zeros(len(response), dtype=torch.float32)
     input_ids = torch.cat([prompt, response])
     return {
@@ -45,9 +53,9 @@ def supervised_row(
     }
 
 
-def padding_row(token_id: int) -> dict[str, Any]:
-    """The shortest row that takes part in no term of the loss."""
-    return supervised_row([token_id], [token_id], PADDING, torch.zeros(1, dtype=torch.int64))
+def padding_row(*token_ids: int) -> dict[str, Any]:
+    """A row that takes part in no term of the loss: ``token_ids`` are its prompt and its response."""
+    return supervised_row(token_ids, token_ids, PADDING, torch.zeros(len(token_ids), dtype=torch.int64))
 
 
 def rows_to_tensordict(rows: Sequence[dict[str, Any]]) -> TensorDict:

@@ -18,11 +18,13 @@ import yaml
 from omegaconf import OmegaConf
 
 from wavalign_ext.speech.chat import Chat
-from wavalign_ext.speech.token_names import LayoutError, TokenRange, id_of, is_count
+from wavalign_ext.speech.streams import Streams
+from wavalign_ext.speech.token_names import LayoutError, TokenRange, check_codes, check_overlap, id_of, is_count
 
 TEXT, SPEECH, BOUNDARY = 0, 1, 2
-SUPPORTED_TYPES = ("interleaved",)
-UNSUPPORTED_TYPES = ("parallel", "multi_codebook", "separate")
+PARALLEL = "parallel"
+SUPPORTED_TYPES = ("interleaved", PARALLEL)
+UNSUPPORTED_TYPES = ("multi_codebook", "separate")
 CONTINUOUS = "continuous"
 Chunk = tuple[list[int], list[int]]  # (text ids, codes) of one turn
 
@@ -33,7 +35,8 @@ class Layout:
 
     ``schedule``: (text tokens, audio tokens) pairs; each is used once, the last repeats; one is a fixed
     ratio. With ``counts_boundaries`` audio counts include the two boundaries, as VITA-Audio's do. ``user_speech``:
-    range of the user's speech, ``speech`` when null, or ``continuous``. ``extra``: facts for types to come.
+    range of the user's speech, ``speech`` when null, or ``continuous``. ``streams``: of a parallel layout, which has no
+    schedule. ``extra``: facts for types to come.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Layout:
     counts_boundaries: bool = True
     codec: Mapping[str, Any] = field(default_factory=dict)
     chat: Chat = field(default_factory=Chat)
+    streams: Streams | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
 
@@ -69,6 +73,8 @@ class Layout:
             elif value is not None and (key, value) != ("user_speech", CONTINUOUS):
                 what = "pattern and count, or first_id and count" + ", or continuous" * (key == "user_speech")
                 raise LayoutError(f"{where}: {key}={value!r} is malformed: give {what}")
+        if node.get("streams") is not None:
+            node["streams"] = Streams.from_mapping(node["streams"], where)
         node["schedule"] = _pairs(node.get("schedule") or (), where)
         eos = node.get("eos") or ()
         node["eos"] = (eos,) if isinstance(eos, str) else tuple(eos)
@@ -87,6 +93,10 @@ class Layout:
         """
         where = f"layout {self.name!r}"
         self._check_type(where)
+        if self.type == PARALLEL:
+            from wavalign_ext.speech.parallel import resolve
+
+            return resolve(self, tokenizer, vocab_size)
         self._check_turns(where)
         if self.speech is None:
             raise LayoutError(f"{where}: speech is missing: give pattern and count of the speech tokens")
@@ -98,7 +108,7 @@ class Layout:
         around = self.chat.user_speech
         names = [*self.eos, self.begin, self.end, self.pad, *((around.begin, around.end) if around else ())]
         named = {name: id_of(name, vocabulary, where) for name in names if name is not None}
-        _check_overlap(where, speech, user_speech, named)
+        check_overlap(where, speech, user_speech, named)
         top = max(speech[-1], user_speech[-1], *named.values())
         if vocab_size is not None and top >= vocab_size:
             problem = f"token id {top} is beyond the model's vocabulary of {vocab_size}"
@@ -193,6 +203,23 @@ class ResolvedLayout:
                 result.masked_fill_(ids == boundary, BOUNDARY)
         return result
 
+    def prompt(self, ids: Sequence[int]) -> list[int]:
+        """A prompt as the chat template writes it, as the rows hold it; on one stream they are the same."""
+        return list(ids)
+
+    def drawn(self, ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        """Which ids of a response (N,) the model draws, and which are forced: bool (N,)."""
+        return torch.ones(len(ids), dtype=torch.bool)
+
+    @property
+    def padding(self) -> list[int]:
+        """The shortest row, for prompt and response."""
+        return [self.eos_ids[0]]
+
+    def check_codes(self, codes: Sequence[int]) -> None:
+        """Raises :class:`LayoutError`: a code that the layout has no token for."""
+        check_codes(f"layout {self.layout.name!r}", codes, self.speech_end - self.speech_start)
+
     def interleave(self, text_ids: Sequence[int], codes: Sequence[int]) -> list[int]:
         """A response (N,) without its eos: ``text_ids`` (T,) and ``codes`` (C,) in the schedule's turns.
 
@@ -208,7 +235,7 @@ class ResolvedLayout:
         if not text or not speech:
             found = f"{len(text)} text tokens and {len(speech)} codes"
             raise LayoutError(f"{where}: a response needs text and speech, not {found}: fix or drop the row")
-        _check_codes(where, speech, self.speech_end - self.speech_start)
+        self.check_codes(speech)
         kinds = self.modality(text).tolist()
         wrong = [i for i, kind in zip(text, kinds, strict=True) if kind != TEXT or i in self.eos_ids]
         if wrong:  # an eos would cut the response short
@@ -259,7 +286,7 @@ class ResolvedLayout:
             raise LayoutError(f"{where}: its speech tokens have no names to write: build the prompt from ids")
         if not len(codes):
             raise LayoutError(f"{where}: the user's speech is empty: give at least one code, or drop the row")
-        _check_codes(f"{where}, user_speech", codes, self.user_speech_end - self.user_speech_start)
+        check_codes(f"{where}, user_speech", codes, self.user_speech_end - self.user_speech_start)
         names = "".join(user_speech.pattern.format(int(code)) for code in codes)
         return self.layout.chat.around(names, text, role)
 
@@ -377,19 +404,3 @@ def _pairs(schedule: Any, where: str) -> tuple[tuple[int, int], ...]:
     if not all(is_count(count, 0) for pair in pairs for count in pair):
         raise LayoutError(f"{where}: schedule={schedule!r}: give pairs of whole numbers: [[1, 10], [4, 10]]")
     return pairs
-
-
-def _check_codes(where: str, codes: Sequence[int], count: int) -> None:
-    wrong = next((int(code) for code in codes if not 0 <= code < count), None)
-    if wrong is not None:
-        raise LayoutError(f"{where}: code {wrong} is out of range: 0 to {count - 1}; use this layout's codec")
-
-
-def _check_overlap(where: str, speech: range, user_speech: range, named: Mapping[str, int]) -> None:
-    if speech != user_speech and speech.start < user_speech.stop and user_speech.start < speech.stop:
-        raise LayoutError(f"{where}: speech ids {speech} and user_speech ids {user_speech} overlap: separate them")
-    for name, token_id in named.items():
-        for what, ids in (("speech", speech), ("user_speech", user_speech)):
-            if token_id in ids:
-                problem = f"token {name!r} (id {token_id}) lies in the {what} range {ids}"
-                raise LayoutError(f"{where}: {problem}: name another token, or correct the range")

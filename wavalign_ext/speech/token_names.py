@@ -1,6 +1,6 @@
 """Tokens by name: single ones and ranges of speech tokens, looked up in a tokenizer's vocabulary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,3 +47,21 @@ def id_of(name: str, vocabulary: Mapping[str, int], what: str) -> int:
 def is_count(value: Any, least: int) -> bool:
     """Whether ``value`` is a whole number of at least ``least``; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_codes(where: str, codes: Sequence[int], count: int) -> None:
+    """Raises :class:`LayoutError`: a code that is not among ``count`` ones."""
+    wrong = next((int(code) for code in codes if not 0 <= code < count), None)
+    if wrong is not None:
+        raise LayoutError(f"{where}: code {wrong} is out of range: 0 to {count - 1}; use this layout's codec")
+
+
+def check_overlap(where: str, speech: range, user_speech: range, named: Mapping[str, int]) -> None:
+    """Raises :class:`LayoutError`: the ranges overlap, or a named token lies in one."""
+    if speech != user_speech and speech.start < user_speech.stop and user_speech.start < speech.stop:
+        raise LayoutError(f"{where}: speech ids {speech} and user_speech ids {user_speech} overlap: separate them")
+    for name, token_id in named.items():
+        for what, ids in (("speech", speech), ("user_speech", user_speech)):
+            if token_id in ids:
+                problem = f"token {name!r} (id {token_id}) lies in the {what} range {ids}"
+                raise LayoutError(f"{where}: {problem}: name another token, or correct the range")

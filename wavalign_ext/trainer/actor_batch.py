@@ -57,12 +57,9 @@ class ActorUpdate:
             target = self.trainer.target(self.trainer.targets[index[rows[0]]])
             # Sessions are numbered from 0 to n − 1; verl parses this number when it sorts a dump.
             session = 1 + max(int(self.keys[row].rsplit("_", 2)[1]) for row in rows)
-            groups[uid].append(
-                self._add(
-                    f"{uid}_{session}_0",
-                    supervised_row(prompts[rows[0]].tolist(), target, ANCHOR, self.trainer.layout.modality(target)),
-                )
-            )
+            kinds, drawn = self.trainer.layout.modality(target), self.trainer.layout.drawn(target)
+            row = supervised_row(prompts[rows[0]].tolist(), target, ANCHOR, kinds, drawn)
+            groups[uid].append(self._add(f"{uid}_{session}_0", row))
 
     def _add(self, key: str, row: dict[str, Any]) -> int:
         self.new_keys.append(key)
@@ -81,7 +78,7 @@ class ActorUpdate:
         self.mini_batches, self.rows_per_mini_batch = split.rows, split.padded_size
         for number, rows in enumerate(self.mini_batches):
             while len(rows) < split.padded_size:
-                rows.append(self._add(f"padding{number}x{len(rows)}_0_0", padding_row(self.trainer.layout.eos_ids[0])))
+                rows.append(self._add(f"padding{number}x{len(rows)}_0_0", padding_row(*self.trainer.layout.padding)))
 
     def _weigh(self) -> None:
         """Per row, its weights in its mini-batch; rollouts also get their kind and the sampling temperature."""

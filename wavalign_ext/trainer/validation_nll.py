@@ -25,7 +25,7 @@ def held_out_nll(trainer: Any) -> dict[str, float]:
     rollout = trainer.config.actor_rollout_ref.rollout
     ranks = trainer.actor_rollout_wg.world_size
     multiple = ranks * (1 if rollout.log_prob_use_dynamic_bsz else rollout.log_prob_micro_batch_size_per_gpu)
-    rows += [padding_row(trainer.layout.eos_ids[0]) for _ in range(-len(rows) % multiple)]
+    rows += [padding_row(*trainer.layout.padding) for _ in range(-len(rows) % multiple)]
     keys = [f"heldout{number}_0_0" for number in range(len(rows))]
     tags: list[dict[str, Any]] = [{"status": "success", "seq_len": len(row["input_ids"])} for row in rows]
     tq.kv_batch_put(keys=keys, partition_id=PARTITION, fields=rows_to_tensordict(rows), tags=tags)
@@ -38,7 +38,8 @@ def held_out_nll(trainer: Any) -> dict[str, float]:
         tq.kv_clear(keys=keys, partition_id=PARTITION)
     logp = torch.cat(list(response_from_nested(data["log_probs"], data["response_mask"]).unbind()))
     modality = torch.cat([row["modality"] for row in rows[:real]])
-    masks = modality_masks(modality, torch.ones_like(modality), trainer.wav.boundary_modality)
+    drawn = torch.cat([row["response_mask"] for row in rows[:real]])
+    masks = modality_masks(modality, drawn, trainer.wav.boundary_modality)
     return {
         f"val-anchor/nll_{name}": -logp[mask].mean().item()
         for name, mask in zip(("text", "speech"), masks, strict=True)
@@ -57,6 +58,6 @@ def _target_rows(trainer: Any) -> list[dict[str, Any]]:
     rows = []
     for number, target in enumerate(trainer.val_targets):
         prompt = builder.build_initial_tokens(list(trainer.val_dataset[number]["raw_prompt"]))
-        ids = trainer.target(target)
-        rows.append(supervised_row(prompt, ids, ANCHOR, trainer.layout.modality(ids)))
+        ids, layout = trainer.target(target), trainer.layout
+        rows.append(supervised_row(layout.prompt(prompt), ids, ANCHOR, layout.modality(ids), layout.drawn(ids)))
     return rows

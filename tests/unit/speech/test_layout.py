@@ -255,8 +255,8 @@ def test_padding_may_follow_the_end() -> None:
         ({"begin": None}, "name both or neither"),
         ({"end": "<|begin_of_audio|>"}, "name two"),
         ({"end": "<|im_end|>"}, "not eos or pad"),
-        ({"type": "parallel"}, "'parallel' is not supported yet: use interleaved"),
-        ({"type": "braided"}, "'braided' is not known: use interleaved"),
+        ({"type": "separate"}, "'separate' is not supported yet: use interleaved, parallel"),
+        ({"type": "braided"}, "'braided' is not known: use interleaved, parallel"),
         ({"user_speech": "continuous"}, "'continuous' is not supported yet.*audio encoder"),
         ({"speech": None}, "speech is missing"),
         ({"speech": {"pattern": "<|audio|>", "count": 8}}, "pattern='<|audio|>'"),
@@ -392,7 +392,6 @@ def test_layouts_resolve_by_name(name: str) -> None:
     ("name", "message"),
     [
         ("lfm2_audio", "'multi_codebook' is not supported yet"),
-        ("kimi_audio", "'parallel' is not supported yet"),
         ("mimo_audio", "'multi_codebook' is not supported yet"),
         ("vita_audio_plus_vanilla", "'continuous' is not supported yet"),
         ("step_audio2_mini", "'continuous' is not supported yet"),
