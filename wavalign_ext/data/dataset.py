@@ -46,6 +46,7 @@ class RawAudioDataset(SpokenDataset):
             rows = raw_rows(self.config, self.tokenizer, self.audio_key)
             dataframe = _undecoded(dataframe, columns).map(
                 rows,
+                with_indices=True,
                 remove_columns=columns,
                 desc="recordings to codes",
                 # Not into datasets' cache: a recording behind a path may change, and its path stay the same.

@@ -233,7 +233,7 @@ def test_codes_of_an_older_format_or_version_are_encoded_anew_and_it_says_why(
     (out / "codes" / "VERSION").unlink()  # which format 1 did not write
     monkeypatch.undo()
     said = run()
-    assert f"{out / 'codes'} is of format 1 and may hold wrong codes, now it is 2: every recording" in said
+    assert f"{out / 'codes'} is of format 1 and may hold wrong codes, now it is 3: every recording" in said
     assert "15 clips encoded" in said
     monkeypatch.setattr(fitted.MelVQ, "version", 2, raising=False)
     said = run()

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from wavalign_ext.data.prepare.dialogue import HEARD, SPOKEN, SampleError, parse
-from wavalign_ext.data.prepare.files import digest, read_lines, split_off
+from wavalign_ext.data.prepare.dialogue import parse
+from wavalign_ext.data.prepare.files import digest, split_off
+from wavalign_ext.data.prepare.lines import read_lines
+from wavalign_ext.data.prepare.messages import HEARD, SPOKEN, SampleError
 
 USER = {"role": "user", "content": "<|audio|>"}
 
@@ -24,7 +26,7 @@ def test_the_release_s_example_and_ours_mean_the_same() -> None:
     assert parse({**release, "task_type": "s2s", "question_text": "Answer."}) == ours
     assert [turn.role for turn in ours.turns] == ["system", "user"]
     assert ours.turns[1].text == "Answer." and ours.turns[1].clips[0].source == "q.wav"
-    assert (ours.target_text, ours.target.source, ours.task, ours.question) == ("seven", "a.wav", "s2s", "Answer.")
+    assert (ours.target_text, ours.target[0].source, ours.task, ours.question) == ("seven", "a.wav", "s2s", "Answer.")
 
 
 def test_the_release_s_older_rows_have_no_messages() -> None:
@@ -65,9 +67,9 @@ def test_clips_given_in_place_and_clips_without_a_place() -> None:
 def test_a_closing_answer_is_the_target_unless_fields_give_one() -> None:
     messages = [USER, {"role": "assistant", "content": "seven<|audio|>"}]
     sample = parse(line(messages=messages, audios=["q", "b"], target_text=None, target_audio=None))
-    assert (sample.target_text, sample.target.source, len(sample.turns)) == ("seven", "b", 1)
+    assert (sample.target_text, sample.target[0].source, len(sample.turns)) == ("seven", "b", 1)
     sample = parse(line(messages=messages, audios=["q", "b"]))
-    assert (sample.target.source, [clip.source for clip in sample.clips]) == ("a.wav", ["q", "a.wav"])
+    assert (sample.target[0].source, [clip.source for clip in sample.clips]) == ("a.wav", ["q", "a.wav"])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from wavalign_ext.checkpoints import convert
-from wavalign_ext.data.prepare.dialogue import SPOKEN, Clip, Sample, Turn, parse
+from wavalign_ext.data.prepare.dialogue import Sample, parse
+from wavalign_ext.data.prepare.messages import SPOKEN, Clip, Turn
 from wavalign_ext.data.prepare.rows import RowMaker
 from wavalign_ext.data.prepare.setup import Setup
 from wavalign_ext.speech.layout import load_layout
@@ -56,7 +57,7 @@ def built(layout: str, tokenizer: Any, messages: Any, system: str | None = None)
 
 def written(messages: Any) -> Sample:
     turns = tuple(Turn(message["role"], (message["content"],)) for message in messages)
-    return Sample(turns, WORDS, Clip("target_audio", "target.wav", SPOKEN), None, "s2s")
+    return Sample(turns, WORDS, (Clip("target_audio", "target.wav", SPOKEN),), None, "s2s")
 
 
 def said(role: str, content: str) -> dict[str, str]:

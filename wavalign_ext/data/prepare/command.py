@@ -3,11 +3,15 @@
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from wavalign_ext.data.prepare.audio import Limits
+from wavalign_ext.data.prepare.shapes import SHAPES
+from wavalign_ext.schema import one_line
+from wavalign_ext.speech.waveform import AudioError
 
 ABOUT = """Spoken dialogues in JSONL to verl's parquet. A line has: messages (chat messages, <|audio|> where a recording
 belongs), audios (the files, in that order), target_text and target_audio (the answer), and optionally question_text,
@@ -28,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="wavalign prepare", description=ABOUT)
-    parser.add_argument("file", type=Path, metavar="FILE.jsonl", help="a dialogue per line")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE.jsonl", help="a dialogue per line, or a JSON list of dialogues"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="parquet, audio and the cache go here")
     parser.add_argument("--layout", default="pocket", metavar="NAME", help="or its YAML file (default: %(default)s)")
     parser.add_argument("--tokenizer", metavar="PATH", help="folder of the model; pocket has its own")
@@ -44,6 +50,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-source", metavar="NAME", help="data_source of lines without one; default: FILE")
     parser.add_argument(
         "--val-share", type=_share, default=0.05, metavar="SHARE", help="held out as val.parquet (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("auto", *SHAPES),
+        default="auto",
+        help="whose lines they are; default: found out for each line, and printed",
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave wrong lines out and list them in rejects.jsonl")
     parser.add_argument("--show", type=int, default=50, metavar="N", help="wrong lines shown (default: %(default)s)")
@@ -80,11 +92,13 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError(f"{str(args.file)!r} is not a file: give JSONL, a dialogue per line")
     if args.jobs is not None and args.jobs < 1:
         raise ValueError(f"--jobs={args.jobs} is not allowed: at least 1")
-    from wavalign_ext.data.prepare.files import read_lines, write_rejects
+    from wavalign_ext.data.prepare.files import write_rejects
+    from wavalign_ext.data.prepare.lines import read_lines
     from wavalign_ext.data.prepare.setup import set_up
 
     setup = set_up(args.layout, args.tokenizer, args.codec, args.input_codec, args.trust_remote_code)
-    lines = list(read_lines(args.file))
+    lines = list(read_lines(args.file, args.format))
+    _say_shapes(lines)
     args.out.mkdir(parents=True, exist_ok=True)
     encoded = _encode(args, setup, lines)
     made = _make_rows(args, setup, lines, encoded)
@@ -109,7 +123,8 @@ def _encode(args: argparse.Namespace, setup: Any, lines: list[Any]) -> dict[Any,
     """Every clip once, and how fast it went."""
     from wavalign_ext.data.prepare.encode import Encoder, default_jobs, encode_all, fingerprint, note_versions
 
-    jobs = list(dict.fromkeys(job for line in lines if line.sample for job in _jobs(args, line.sample).values() if job))
+    wanted = (job for line in lines if line.sample for job in _jobs(args, line.sample).values())
+    jobs = list(dict.fromkeys(job for job in wanted if not isinstance(job, str)))
     prints = {role: fingerprint(spec) for role, spec in setup.specs.items()}
     encoder = Encoder(args.out, setup.specs, prints, Limits(args.max_seconds, args.trim_db))
     stale = note_versions(args.out, setup.specs, prints)
@@ -128,18 +143,31 @@ def _encode(args: argparse.Namespace, setup: Any, lines: list[Any]) -> dict[Any,
     return found
 
 
-def _jobs(args: argparse.Namespace, sample: Any) -> dict[str, Any]:
-    """By the clip's name; None for a clip that is not a file's path."""
-    from wavalign_ext.data.prepare.encode import Job
+def _say_shapes(lines: list[Any]) -> None:
+    shapes = Counter(line.shape for line in lines if line.shape)
+    if set(shapes) - {"wavalign"}:
+        found = ", ".join(f"{count} as {shape}" for shape, count in sorted(shapes.items()))
+        print(f"wavalign: lines are read {found} (--format)", flush=True)
 
-    root = args.audio_root or args.file.parent
-    paths = {clip: str(root / clip.source) if isinstance(clip.source, str) else None for clip in sample.clips}
-    return {clip.name: Job(path, clip.role) if path else None for clip, path in paths.items()}
+
+def _jobs(args: argparse.Namespace, sample: Any) -> dict[str, Any]:
+    """By the clip's name, what has to be encoded; a string says why it cannot be."""
+    from wavalign_ext.data.prepare.encode import Job
+    from wavalign_ext.data.prepare.sources import locate
+
+    def job(clip: Any) -> Any:
+        try:
+            found = locate(clip.source, args.audio_root or args.file.parent)
+        except AudioError as error:
+            return str(error)
+        return Job(clip.name, clip.role, found) if isinstance(found, bytes) else Job(found, clip.role)
+
+    return {clip.name: job(clip) for clip in sample.clips}
 
 
 def _make_rows(args: argparse.Namespace, setup: Any, lines: list[Any], encoded: dict[Any, Any]) -> list[Any]:
     """(line, what its row is made of, its clips) of every good line; the others are told what is wrong."""
-    from wavalign_ext.data.prepare.dialogue import SampleError
+    from wavalign_ext.data.prepare.messages import SampleError
     from wavalign_ext.data.prepare.rows import RowMaker
 
     maker = RowMaker(setup, args.system, args.max_prompt_length, args.max_response_length)
@@ -147,22 +175,26 @@ def _make_rows(args: argparse.Namespace, setup: Any, lines: list[Any], encoded: 
     for line in lines:
         if line.sample is None:
             continue
-        found = {name: encoded.get(job, "it is no path: name a file") for name, job in _jobs(args, line.sample).items()}
+        jobs = _jobs(args, line.sample)
+        found = {name: job if isinstance(job, str) else encoded[job] for name, job in jobs.items()}
         sources = {clip.name: clip.source for clip in line.sample.clips}
         line.problems += [SampleError(name, sources[name], why) for name, why in found.items() if isinstance(why, str)]
         if line.problems:
             continue
         try:
-            codes = {name: one.codes for name, one in found.items()}
+            codes = {name: one.codes for name, one in found.items() if not isinstance(one, str)}
             made.append((line, maker(line.sample, codes), found))
         except SampleError as error:
             line.problems.append(error)
+        except Exception as error:  # whatever it is, it is this line's, and the others go on
+            why = one_line(f"{type(error).__name__}: {error}")
+            line.problems.append(SampleError("line", line.text, f"makes no row ({why}): drop it"))
     return made
 
 
 def _write(args: argparse.Namespace, made: list[Any]) -> None:
-    from wavalign_ext.data.prepare.files import digest, split_off, write_parquet
-    from wavalign_ext.data.prepare.rows import last_heard, verl_row
+    from wavalign_ext.data.prepare.files import digest, join_audio, split_off, write_parquet
+    from wavalign_ext.data.prepare.rows import verl_row
 
     held_out = split_off([digest(checked.prompt) for _, checked, _ in made], args.val_share)
     rows: dict[str, list[Any]] = {"train": [], "val": []}
@@ -171,8 +203,8 @@ def _write(args: argparse.Namespace, made: list[Any]) -> None:
         info = {
             "index": line.number,
             "split": split,
-            "question_audio": clips[last_heard(line.sample)].audio,
-            "answer_audio": clips[line.sample.target.name].audio,
+            "question_audio": join_audio(args.out, [clips[clip.name].audio for clip in line.sample.asked]),
+            "answer_audio": join_audio(args.out, [clips[clip.name].audio for clip in line.sample.target]),
         }
         rows[split].append(verl_row(line.sample, checked, info, args.data_source or args.file.stem))
     for split, some in rows.items():

@@ -3,14 +3,21 @@
 The field names of the public WavAlign release are accepted beside ours (``ALIASES``).
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ROLES = ("system", "user", "assistant")
-HEARD, SPOKEN = "heard", "spoken"  # who a clip is for: the user's is heard by the model, the assistant's is spoken
-PLACEHOLDER = re.compile(r"<\|audio\|>|<audio>")
+from wavalign_ext.data.prepare.messages import (
+    SPOKEN,
+    Clip,
+    SampleError,
+    Turn,
+    check_placeholders,
+    check_source,
+    check_strings,
+    make_turns,
+)
+from wavalign_ext.data.prepare.shapes import as_ours
 
 ALIASES = {
     "messages": ("messages",),
@@ -28,53 +35,13 @@ ALIASES = {
 KNOWN = {name for names in ALIASES.values() for name in names}
 
 
-class SampleError(ValueError):
-    """What is wrong with one field of a line; ``reason`` ends with the remedy."""
-
-    def __init__(self, field: str, value: Any, reason: str) -> None:
-        shown = value if isinstance(value, str) else repr(value)
-        super().__init__(f"{field}={shown[:120]!r}: {reason}")
-        self.field, self.value, self.reason = field, shown[:400], reason
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A piece of audio: the field that names it, its ``source`` as the line gives it, ``role`` HEARD or SPOKEN.
-
-    ``source`` is a path, a file's bytes, or a mapping of datasets' Audio: ``bytes``, ``path``, ``array`` with
-    ``sampling_rate``.
-    """
-
-    name: str
-    source: Any
-    role: str
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A message: text (str) and clips in order."""
-
-    role: str
-    parts: tuple[str | Clip, ...]
-
-    @property
-    def text(self) -> str:
-        """The words of the turn without its clips."""
-        return "".join(part for part in self.parts if isinstance(part, str)).strip()
-
-    @property
-    def clips(self) -> list[Clip]:
-        """Its clips, in order."""
-        return [part for part in self.parts if isinstance(part, Clip)]
-
-
 @dataclass(frozen=True)
 class Sample:
-    """A dialogue up to the answer, and the answer: the target."""
+    """A dialogue up to the answer, and the answer: the target, whose clips are spoken one after the other."""
 
     turns: tuple[Turn, ...]
     target_text: str
-    target: Clip
+    target: tuple[Clip, ...]
     question: str | None
     task: str
     data_source: str | None = None
@@ -83,34 +50,40 @@ class Sample:
     ignored: tuple[str, ...] = ()
 
     @property
+    def asked(self) -> list[Clip]:
+        """The clips that the answer answers: those of the user since the assistant's last turn; none where he wrote."""
+        last = max((n for n, turn in enumerate(self.turns) if turn.role == "assistant"), default=-1)
+        return [clip for turn in self.turns[last + 1 :] if turn.role == "user" for clip in turn.clips]
+
+    @property
     def clips(self) -> list[Clip]:
-        """Every clip that has to be encoded, the target last."""
-        return [*(clip for turn in self.turns for clip in turn.clips), self.target]
+        """Every clip that has to be encoded, the target's last."""
+        return [*(clip for turn in self.turns for clip in turn.clips), *self.target]
 
 
-def parse(record: Any) -> Sample:
-    """A line's object as a sample. Raises :class:`SampleError`, naming the first field that is wrong.
+def parse(record: Any, shape: str = "auto") -> Sample:
+    """A line's object as a sample; ``shape`` is one of :data:`shapes.SHAPES`, or "auto".
 
-    Turns of the assistant after the last one of the user are the target where no field gives one; else they are
-    dropped, as the public release drops them.
+    Turns of the assistant after the last one of the user are the target where no field gives one: their words, and
+    all their clips, in order. Where fields give both, those turns are dropped, as the public release drops them.
+
+    Raises:
+        SampleError: names the first field that is wrong.
     """
     if not isinstance(record, Mapping):
         raise SampleError("line", record, "is not a JSON object: write one object per line")
+    check_strings(record)
+    keys, record = list(record), as_ours(record, shape)
     values = {name: _one(record, names) for name, names in ALIASES.items()}
-    turns = _turns(values)
-    text, source, target = _text(values, "target_text"), values["target_audio"], None
-    if source is not None:
-        target = Clip("target_audio", _source(source, "target_audio"), SPOKEN)
-    elif turns[-1].role == "assistant" and text is None and turns[-1].clips:
-        text, target = turns[-1].text or None, turns[-1].clips[0]
+    if values["messages"] is None and values["question_audio"] is None:
+        raise SampleError("messages", None, f"is no list of messages; the line has {', '.join(keys)}: see --format")
+    turns = make_turns(values | {"history_text": _text(values, "history_text")})
+    closing: list[Turn] = []
     while turns and turns[-1].role == "assistant":
-        turns.pop()
+        closing.insert(0, turns.pop())
     if not any(turn.role == "user" and turn.clips for turn in turns):
         raise SampleError("messages", values["messages"], "the user says nothing: put <|audio|> and a file in audios")
-    if text is None:
-        raise SampleError("target_text", text, "no target: give the answer in words (target_text)")
-    if target is None:
-        raise SampleError("target_audio", source, "no target: give a recording of the answer (target_audio)")
+    text, target = _target(values, closing)
     words = " ".join(turn.text for turn in turns if turn.role == "user").strip()
     return Sample(
         turns=tuple(turns),
@@ -123,6 +96,27 @@ def parse(record: Any) -> Sample:
         keywords=_keywords(values["keywords"]),
         ignored=tuple(name for name in record if name not in KNOWN),
     )
+
+
+def _target(values: Mapping[str, Any], closing: list[Turn]) -> tuple[str, tuple[Clip, ...]]:
+    """The answer's words and clips, from fields or else from the turns that close the dialogue."""
+    text, source = _text(values, "target_text"), values["target_audio"]
+    said = " ".join(turn.text for turn in closing if turn.text) or None
+    if source is not None:
+        sources = source if isinstance(source, list) else [source]
+        names = ["target_audio"] if sources == [source] else [f"target_audio[{n}]" for n in range(len(sources))]
+        target = tuple(Clip(name, check_source(one, name), SPOKEN) for name, one in zip(names, sources, strict=True))
+    else:
+        target = tuple(clip for turn in closing for clip in turn.clips)
+        if target and text and said and text != said:
+            raise SampleError("target_text", text, f"is not what the recorded answer in messages says ({said!r:.80})")
+    text = text or said
+    if text is None:
+        raise SampleError("target_text", text, "no target: give the answer in words (target_text)")
+    if not target:
+        raise SampleError("target_audio", source, "no target: give a recording of the answer (target_audio)")
+    check_placeholders(text, "target_text", "take it out, and name recordings in target_audio")
+    return text, target
 
 
 def _one(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -146,78 +140,3 @@ def _keywords(value: Any) -> tuple[str, ...]:
     if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
         raise SampleError("keywords", value, "is no list of words: give those that a right answer has, as [seven]")
     return tuple(word.strip() for word in words)
-
-
-def _source(value: Any, name: str) -> Any:
-    """What a clip comes from, see :class:`Clip`; a mapping with nothing but a path is that path."""
-    if isinstance(value, Mapping) and any(value.get(key) is not None for key in ("bytes", "array")):
-        return value
-    path = value.get("path") if isinstance(value, Mapping) else value
-    if isinstance(path, str) and path.strip():
-        return path.strip()
-    if isinstance(path, bytes):
-        return path
-    raise SampleError(name, value, "is no file name: give a path, relative to the JSONL file or to --audio-root")
-
-
-def _turns(values: Mapping[str, Any]) -> list[Turn]:
-    messages, audios = values["messages"], values["audios"]
-    if messages is None and values["question_audio"] is not None:  # the release's older rows: one question, no messages
-        history = _text(values, "history_text")
-        messages = [{"role": "user", "content": f"{history}\n\n<|audio|>" if history else "<|audio|>"}]
-        audios = [values["question_audio"]]
-    if not isinstance(messages, list) or not messages:
-        raise SampleError("messages", messages, "is no list of messages: [{role: user, content: '<|audio|>'}]")
-    audios = [] if audios is None else audios if isinstance(audios, list) else [audios]
-    split = [_parts(message, f"messages[{number}]") for number, message in enumerate(messages)]
-    held = sum(part is None for _, parts in split for part in parts)
-    if not held and audios:
-        split = _at_the_end(split, len(audios), audios)
-    elif held != len(audios):
-        raise SampleError("audios", audios, f"{len(audios)} files for {held} <|audio|> in messages: make them equal")
-    queue = ((f"audios[{number}]", source) for number, source in enumerate(audios))
-    return [_turn(role, parts, queue) for role, parts in split]
-
-
-def _parts(message: Any, where: str) -> tuple[str, list[Any]]:
-    """(role, parts): text as str, a placeholder as None, a clip given in place as (name, source)."""
-    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-        raise SampleError(where, message, f"needs a role: one of {', '.join(ROLES)}")
-    content = message.get("content")
-    if isinstance(content, str):
-        texts = PLACEHOLDER.split(content)
-        parts: list[Any] = [texts[0]]
-        for text in texts[1:]:
-            parts += [None, text]
-        return message["role"], [part for part in parts if part != ""]
-    if not isinstance(content, list):
-        raise SampleError(f"{where}.content", content, "is no text: write a string with <|audio|> for each clip")
-    parts = []
-    for number, part in enumerate(content):
-        name = f"{where}.content[{number}]"
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            parts.append(part["text"])
-        elif kind == "audio":
-            parts.append((name, part.get("audio") or part.get("path")))
-        else:
-            raise SampleError(name, part, "is no part: {type: text, text: …} or {type: audio, audio: FILE}")
-    return message["role"], parts
-
-
-def _at_the_end(split: list[tuple[str, list[Any]]], count: int, audios: Any) -> list[tuple[str, list[Any]]]:
-    """Messages without placeholders: one clip ends the last user message; as many as user messages end one each."""
-    users = [number for number, (role, _) in enumerate(split) if role == "user"]
-    chosen = users if count == len(users) else users[-1:] if count == 1 else []
-    if not chosen:
-        raise SampleError("audios", audios, f"{count} files and no <|audio|> in messages: say where each belongs")
-    return [(role, [*parts, None] if number in chosen else parts) for number, (role, parts) in enumerate(split)]
-
-
-def _turn(role: str, parts: list[Any], queue: Iterator[tuple[str, Any]]) -> Turn:
-    whose = SPOKEN if role == "assistant" else HEARD
-    made: list[str | Clip] = []
-    for part in parts:
-        name, source = next(queue) if part is None else ("", part) if isinstance(part, str) else part
-        made.append(source if isinstance(part, str) else Clip(name, _source(source, name), whose))
-    return Turn(role, tuple(made))

@@ -21,22 +21,29 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from wavalign_ext.data.prepare.audio import AudioError, Limits, check_length, clean, decode
+from wavalign_ext.data.prepare.audio import Limits, clean
+from wavalign_ext.schema import one_line
 from wavalign_ext.speech import devices
+from wavalign_ext.speech.audio import decode
 from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.codecs.base import SpeechCodec, codec_version, device_of
+from wavalign_ext.speech.waveform import AudioError, check_length
 
-FORMAT = 2  # of the cache: another number, and everything is encoded anew
+FORMAT = 3  # of the cache: another number, and everything is encoded anew
 CHUNK = 8  # clips that a process is given at once
 PER_GPU = 2  # processes: one reads and trims while the other encodes
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to encode, for the user's speech or the assistant's (``samples.HEARD``, ``SPOKEN``)."""
+    """One file to encode, for the user's speech or the assistant's (``messages.HEARD``, ``SPOKEN``).
+
+    ``data`` is the file itself where the line holds it, and ``path`` then what it is called.
+    """
 
     path: str
     role: str
+    data: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -116,23 +123,26 @@ class Encoder:
     def __call__(self, job: Job) -> Encoded | str:
         """What came of it; a string says why it cannot be used."""
         try:
-            data = Path(job.path).read_bytes()
-        except OSError as error:
-            why = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-            return f"{why} ({job.path}): correct the path, or --audio-root"
+            data = Path(job.path).read_bytes() if job.data is None else job.data
+        except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+            why = "there is no such file" if isinstance(error, FileNotFoundError) else _reason(error)
+            return f"{why} ({repr(job.path)[1:-1][:120]}): correct the path, or --audio-root"
         key = hashlib.sha256(self._salt[job.role] + data).hexdigest()
         codes, audio = (self.out / folder / key[:2] / f"{key}{end}" for folder, end in FILES)
         found = _read(codes) if audio.is_file() else None
+        codec = None if found else self._codec(job.role)
         try:
             if found:
-                check_length(found["recorded_s"], self.limits)
+                check_length(found["recorded_s"], self.limits.longest_s)
                 return Encoded(np.array(found["codes"], np.int32), _name(audio, self.out), found["seconds"], True)
-            codec = self._codec(job.role)
-            samples, rate = decode(data, self.limits)
+            assert codec is not None
+            samples, rate = decode(data, self.limits.longest_s)
             wave = clean(samples, rate, codec.sample_rate, self.limits)
+            made = codec.encode(wave)
         except AudioError as error:
             return str(error)
-        made = codec.encode(wave)
+        except Exception as error:  # whatever it is, it is this recording's, and the others go on
+            return f"{_reason(error)}: write it again as WAV, or drop the line"
         if not made:
             return f"it is shorter than one code ({len(wave) / codec.sample_rate:.3f} s): record it again, or drop it"
         seconds = round(len(wave) / codec.sample_rate, 4)
@@ -216,6 +226,10 @@ def _one_thread() -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or one_line(f"{type(error).__name__}: {error}")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -1,17 +1,16 @@
-"""Lines in, parquet and rejects out. The same rows give the same bytes."""
+"""Parquet, joined recordings and rejects. The same rows give the same bytes."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from wavalign_ext.data.prepare.dialogue import Sample, SampleError, parse
+from wavalign_ext.data.prepare.lines import Line
 
 SCHEMA = pyarrow.schema(
     {
@@ -23,7 +22,7 @@ SCHEMA = pyarrow.schema(
         "target_speech": pyarrow.list_(pyarrow.int64()),
         "extra_info": pyarrow.struct(
             {
-                "index": pyarrow.int64(),  # the line in the JSONL file, from 1
+                "index": pyarrow.int64(),  # the line in the JSONL file or the item of the list, from 1
                 "split": pyarrow.string(),
                 "id": pyarrow.string(),
                 "question": pyarrow.string(),
@@ -34,40 +33,6 @@ SCHEMA = pyarrow.schema(
         ),
     }
 )
-
-
-@dataclass
-class Line:
-    """A line of the JSONL file: its number from 1, its text, its sample unless it has none, and what is wrong."""
-
-    number: int
-    text: str
-    sample: Sample | None = None
-    problems: list[SampleError] = field(default_factory=list)
-
-
-def read_lines(path: Path) -> Iterator[Line]:
-    """Every line that is not blank."""
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip()
-            if not text:
-                continue
-            line = Line(number, text)
-            try:
-                if "\ufffd" in text and b"\xef\xbf\xbd" not in raw:
-                    raise SampleError("line", text, "is not UTF-8: save the file as UTF-8")
-                line.sample = parse(_json(text))
-            except SampleError as error:
-                line.problems.append(error)
-            yield line
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SampleError("line", text, f"is not JSON ({error}): write one object per line") from error
 
 
 def split_off(digests: Sequence[str], share: float) -> set[int]:
@@ -96,9 +61,27 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     os.replace(part, path)
 
 
+def join_audio(out: Path, names: Sequence[str]) -> str | None:
+    """Where recordings of one rate lie in ``out`` as one, one after the other; None for none."""
+    import numpy as np
+    import soundfile
+
+    if len(names) < 2:
+        return names[0] if names else None
+    key = digest(*names)
+    path = out / "audio" / key[:2] / f"{key}.flac"
+    if not path.is_file():
+        waves, rates = zip(*(soundfile.read(out / name, dtype="int16") for name in names), strict=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        soundfile.write(part, np.concatenate(waves), rates[0], format="FLAC", subtype="PCM_16")
+        os.replace(part, path)
+    return path.relative_to(out).as_posix()
+
+
 def write_rejects(path: Path, lines: Sequence[Line]) -> None:
     """A JSON line for each line left out: ``line``, ``problems`` (field, value, reason), and ``text``, the line."""
-    with open(path, "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:  # of lone surrogates
         for line in lines:
             problems = [{"field": p.field, "value": p.value, "reason": p.reason} for p in line.problems]
             node = {"line": line.number, "problems": problems, "text": line.text}

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from wavalign_ext.data.prepare.audio import AudioError, Limits, clean, decode
-from wavalign_ext.data.prepare.dialogue import Clip, SampleError, parse
-from wavalign_ext.data.prepare.rows import RowMaker
+from wavalign_ext.data.prepare.audio import Limits, clean
+from wavalign_ext.data.prepare.dialogue import parse
+from wavalign_ext.data.prepare.messages import Clip, SampleError
+from wavalign_ext.data.prepare.rows import Checked, RowMaker
 from wavalign_ext.data.prepare.setup import assemble
+from wavalign_ext.data.prepare.sources import locate
+from wavalign_ext.schema import one_line
+from wavalign_ext.speech.audio import decode
 from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.codecs.base import SpeechCodec
 from wavalign_ext.speech.layout import load_layout
@@ -48,46 +52,45 @@ class RawRows:
         self._maker, self._limits = RowMaker(self.setup, longest_target=longest_target), Limits()
         self._codecs: dict[str, SpeechCodec] = {}
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:
         """``prompt``, ``target_text`` and ``target_speech`` of a row; one without recordings stays as it is.
 
+        Args:
+            number: of the row, from 0, for the message.
+
         Raises:
-            ValueError: the row's ``extra_info.index``, the field and what is wrong with it.
+            ValueError: the row, the field and what is wrong with it.
         """
         names = ("prompt", "target_text", "target_speech")
         if not row.get(self.audio_key):
             return {name: row.get(name) for name in names}
+        try:
+            made = self._made(row)
+        except Exception as error:  # whatever it is, its row is named
+            why = str(error) if isinstance(error, SampleError) else f"{type(error).__name__}: {one_line(str(error))}"
+            info = row.get("extra_info")
+            index = info.get("index") if isinstance(info, Mapping) else None
+            where = "the row" if number is None else f"row {number}"
+            raise ValueError(f"{where} with extra_info.index={index}, {why}") from error
+        return dict(zip(names, (made.prompt, made.target_text, made.target_speech), strict=True))
+
+    def _made(self, row: Mapping[str, Any]) -> Checked:
         ready = row.get("target_speech")
         target = row.get(TARGET_AUDIO) if ready is None else "target_speech"
         record = {"messages": row["prompt"], "audios": list(row[self.audio_key]), "target_text": row.get("target_text")}
-        try:
-            sample = parse(record | {TARGET_AUDIO: target})
-            codes = {
-                clip.name: np.array(ready) if clip is sample.target and ready is not None else self._encode(clip)
-                for clip in sample.clips
-            }
-            made = self._maker(sample, codes)
-        except SampleError as error:
-            index = (row.get("extra_info") or {}).get("index")
-            raise ValueError(f"the row with extra_info.index={index}, {error}") from error
-        return dict(zip(names, (made.prompt, made.target_text, made.target_speech), strict=True))
+        sample = parse(record | {TARGET_AUDIO: target})
+        given = {} if ready is None else {sample.target[0].name: np.array(ready)}
+        return self._maker(sample, given | {c.name: self._encode(c) for c in sample.clips if c.name not in given})
 
     def _encode(self, clip: Clip) -> np.ndarray:
         if clip.role not in self._codecs:
             self._codecs[clip.role] = load_codec(self.setup.specs[clip.role])
         codec = self._codecs[clip.role]
         try:
-            codes = codec.encode(clean(*self._samples(clip.source), codec.sample_rate, self._limits))
-        except (AudioError, OSError) as error:
+            found = locate(clip.source, self.root)
+            data = found if isinstance(found, bytes) else Path(found).read_bytes()
+            codes = codec.encode(clean(*decode(data, self._limits.longest_s), codec.sample_rate, self._limits))
+        except Exception as error:
             shown = clip.source if isinstance(clip.source, str) else type(clip.source).__name__
-            raise SampleError(clip.name, shown, str(error)) from error
+            raise SampleError(clip.name, shown, one_line(str(error))) from error
         return np.array(codes)
-
-    def _samples(self, source: Any) -> tuple[np.ndarray, int]:
-        """(samples, rate) of a path, of a file's bytes, or of a mapping of datasets' Audio."""
-        if isinstance(source, Mapping):
-            if source.get("array") is not None:
-                wave = np.asarray(source["array"], dtype=np.float32)
-                return (wave.T if wave.ndim == 2 else wave), int(source["sampling_rate"])  # datasets: channels first
-            source = source["bytes"]
-        return decode(source if isinstance(source, bytes) else (self.root / source).read_bytes(), self._limits)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from wavalign_ext.data.prepare.dialogue import HEARD, Clip, Sample, SampleError, Turn
+from wavalign_ext.data.prepare.dialogue import Sample
+from wavalign_ext.data.prepare.messages import Clip, SampleError, Turn
 from wavalign_ext.data.prepare.setup import Setup
 from wavalign_ext.speech.chat import prompt_ids
 from wavalign_ext.speech.layout import TEXT, LayoutError
@@ -52,7 +53,7 @@ class RowMaker:
             prompt.insert(0, {"role": "system", "content": system})
         length = len(prompt_ids(self.tokenizer, prompt))
         _check_length("messages", "prompt", length, self.longest_prompt)
-        speech = [int(code) for code in codes[sample.target.name]]
+        speech = [int(code) for clip in sample.target for code in codes[clip.name]]
         ids = self._ids(sample.target_text, "target_text")
         try:
             target = self.layout.target(ids, speech)
@@ -121,11 +122,6 @@ def verl_row(sample: Sample, made: Checked, info: Mapping[str, Any], data_source
         "target_speech": made.target_speech,
         "extra_info": {**info, "id": sample.id, "question": sample.question, "keywords": list(sample.keywords)},
     }
-
-
-def last_heard(sample: Sample) -> str:
-    """Name of the clip that the answer answers: the user's last."""
-    return [clip.name for turn in sample.turns if turn.role == "user" for clip in turn.clips if clip.role == HEARD][-1]
 
 
 def _check_length(field: str, what: str, length: int, longest: int | None) -> None:

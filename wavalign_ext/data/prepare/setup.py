@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from wavalign_ext.data.prepare.dialogue import HEARD, SPOKEN
+from wavalign_ext.data.prepare.messages import HEARD, SPOKEN
 from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.layout import Layout, ResolvedLayout, load_layout
 
