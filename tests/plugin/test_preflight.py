@@ -117,10 +117,16 @@ def edited_rows(pocket: Path, folder: Path, edit: dict) -> str:
         ({"prompt": [{"role": "user", "content": "what is one plus two"}]}, "row 1: the prompt has no audio"),
         ({"target_speech": []}, "row 1: no anchor target"),
         ({"target_text": ""}, "row 1: no anchor target"),
-        ({"target_speech": [5, 9999]}, "code 9999 is out of range"),
+        ({"target_speech": [5, 9999]}, "train.parquet, row 1: .*code 9999 is out of range"),
+        ({"prompt": None}, "row 1: prompt=None is no list of messages"),
+        ({"prompt": []}, r"row 1: prompt=\[\] is no list of messages"),
+        ({"reward_model": {"style": "rule", "ground_truth": None}}, "row 1: reward_model.ground_truth=None is no text"),
+        ({"reward_model": {"style": "rule", "ground_truth": " "}}, "row 1: reward_model.ground_truth=' ' is no text"),
+        ({"reward_model": None}, "row 1: reward_model.ground_truth=None is no text"),
+        ({"extra_info": {"question_audio": "nul\0.wav"}}, "row 1: question_audio: audio .* cannot be read"),
         (
             {"extra_info": {"question_audio": "audio/train/lost.flac"}},
-            "row 1: question_audio .*lost.flac.*cannot be read",
+            "row 1: question_audio: audio .*lost.flac.*cannot be read",
         ),
     ],
 )
@@ -132,9 +138,27 @@ def test_an_unreadable_wav_is_named(pocket: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"this is no sound")
     override = edited_rows(pocket, tmp_path, {"extra_info": {"question_audio": str(bad)}})
-    assert re.search("row 1: question_audio .*bad.wav.*cannot be read", refusal(composed(override)))
+    assert re.search("row 1: question_audio: audio .*bad.wav.*cannot be read", refusal(composed(override)))
     soundfile.write(bad, np.zeros(0, dtype=np.float32), 16000)
     assert re.search("bad.wav.*is empty", refusal(composed(override)))
+    soundfile.write(bad, np.array([0.1, np.nan], dtype=np.float32), 16000, subtype="FLOAT")
+    assert re.search("row 1: question_audio: .*bad.wav.*not finite", refusal(composed(override)))
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(3, 4), (7, 8), (1, 1024)])
+def test_fewer_rows_than_a_step_takes_are_named(pocket: Path, tmp_path: Path, rows: int, batch: int) -> None:
+    path = tmp_path / "few.parquet"
+    pandas.read_parquet(pocket / "data" / "train.parquet").head(rows).to_parquet(path)
+    line = refusal(composed(f"data.train_files={path}", f"data.train_batch_size={batch}"))
+    assert f"few.parquet holds {rows} rows: fewer than data.train_batch_size={batch}" in line
+
+
+def test_a_file_that_is_no_parquet_is_named(pocket: Path, tmp_path: Path) -> None:
+    whole = (pocket / "data" / "train.parquet").read_bytes()
+    for data in (b"{}", b"PAR1", whole[: len(whole) // 2]):
+        (tmp_path / "train.parquet").write_bytes(data)
+        line = refusal(composed(f"data.train_files={tmp_path / 'train.parquet'}"))
+        assert "train.parquet' is no whole parquet file" in line
 
 
 def changed_model(pocket: Path, folder: Path) -> Path:

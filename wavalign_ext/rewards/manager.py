@@ -54,7 +54,8 @@ class SpokenRewardManager(RewardManagerBase):
         heard = None
         if answer is not None:
             heard, why = await attempt(self._decoding.call(self._hear, answer, info))
-        result = self.mix.unscored("decode", why) if heard is None else await self.mix(heard)
+        row_why = f"{why} (row {row.get('index', '?')} of {row.get('data_source', 'the data')})"
+        result = self.mix.unscored("decode", row_why) if heard is None else await self.mix(heard)
         score = math.nan if result.total is None else result.total
         shown = _extra(info, heard or answer or self._nothing(), result, decoded=heard is not None)
         routes = route_rewards(result.terms, self.mix.weights, self.wav.reward.routed)
