@@ -189,6 +189,15 @@ def _check_term(key: str, term: Any) -> None:
         raise ConfigError(refusal(f"{key}.type", kind, "the name of a term. Left out, it is the name of the node."))
 
 
+class AudioSamplingConfig(Section):
+    """How the audio stream is drawn where text and speech have streams of their own. Its temperature is the text's."""
+
+    top_k: int | None = Field(default=None, ge=1)
+    """How many of the likeliest audio ids are drawn from. Null: as ``actor_rollout_ref.rollout.top_k``."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """The share of probability that is drawn from. Null: as the text's."""
+
+
 class WatchdogConfig(Section):
     """A run ends when a worker is lost or a step does not end; see ``wavalign_ext/trainer/watchdog.py``."""
 
@@ -244,6 +253,8 @@ class WavAlignConfig(Section):
     """What is kept to listen to."""
     update: UpdateConfig = UpdateConfig()
     """How an update computes."""
+    audio_sampling: AudioSamplingConfig = AudioSamplingConfig()
+    """Sampling settings of the audio stream, of layouts with two."""
     constrained_decoding: bool = False
     """Rollouts may only say what the layout's schedule lets come next; see ``rollout/schedule_logits_processor.py``."""
     seeded_sampling: bool = True

@@ -32,7 +32,11 @@ def _load() -> None:
 
 
 def register_vllm() -> None:
-    """``vllm.general_plugins`` hook: importing this module in every vLLM process is all that it is for."""
+    """``vllm.general_plugins`` hook: vLLM calls it in every process of its own. It gains the two-stream model."""
+    from vllm import ModelRegistry
+
+    if asked_for():
+        ModelRegistry.register_model("TwoStreamForCausalLM", "wavalign_ext.parallel.vllm_model:TwoStreamForCausalLM")
 
 
 try:

@@ -46,7 +46,32 @@ assert get_adv_estimator_fn("wavalign").__name__ == "wavalign_advantage"
     "register_agent_loop": """
 import verl.experimental.agent_loop.single_turn_agent_loop
 from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
-assert "spoken" in _agent_loop_registry
+assert {"spoken", "spoken_pairs"} <= set(_agent_loop_registry)
+""",
+    "register_pair_servers": """
+from verl.workers.rollout.replica import RolloutReplicaRegistry
+assert RolloutReplicaRegistry.get("vllm").__name__ == "PairReplica"
+""",
+    "register_two_streams": """
+from transformers import AutoConfig, AutoModelForCausalLM
+assert AutoConfig.for_model("wavalign_two_streams").vocab_size == 900
+""",
+    "draw_pairs": """
+from types import SimpleNamespace
+import torch
+from vllm.v1.sample.logits_processor import LogitsProcessors
+from vllm.v1.sample.sampler import Sampler
+from wavalign_ext.parallel.config import TwoStreamConfig
+from wavalign_ext.parallel.pairs import Pairs
+class Logits(torch.Tensor): pass
+logits = torch.zeros(1, 301).as_subclass(Logits)
+logits[0, 7], logits.audio, logits.pairs = 9.0, torch.zeros(1, 605), Pairs(TwoStreamConfig())
+logits.audio[0, 11] = 9.0
+settings = SimpleNamespace(top_k=None, logitsprocs=LogitsProcessors(), all_greedy=True, all_random=False)
+settings.max_num_logprobs, settings.logprob_token_ids, settings.no_penalties = None, None, True
+settings.allowed_token_ids_mask, settings.bad_words_token_ids = None, {}
+settings.thinking_budget_state_holder, settings.output_token_ids = None, []
+assert Sampler()(logits, settings).sampled_token_ids.item() == 11 * 301 + 7
 """,
     "register_trainer": """
 from verl.trainer.ppo.v1 import get_trainer_cls

@@ -16,6 +16,7 @@ from wavalign_ext import plugin
 from wavalign_ext.integration.checked_weights import CheckedWeights
 from wavalign_ext.integration.fused_head import FusedHeadEngine
 from wavalign_ext.integration.lora import Fp32Adapters
+from wavalign_ext.parallel.engine import TwoStreamEngine
 
 
 def _unpinned(pin_memory: bool = False) -> CPUOffloadPolicy:
@@ -35,13 +36,15 @@ class _OnCpu:
 @EngineRegistry.register(
     model_type="language_model", backend=["fsdp", "fsdp2"], device="cuda", vendor=plugin.ENGINE_VENDOR
 )
-class WavAlignFSDPEngine(CheckedWeights, FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead):
-    """verl's own engine but for LoRA and the fused head."""
+class WavAlignFSDPEngine(
+    TwoStreamEngine, CheckedWeights, FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead
+):
+    """verl's own engine but for LoRA, the fused head and models with two streams."""
 
 
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
 class CpuFSDPEngineWithLMHead(
-    _OnCpu, CheckedWeights, FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead
+    TwoStreamEngine, _OnCpu, CheckedWeights, FusedHeadEngine, Fp32Adapters, transformer_impl.FSDPEngineWithLMHead
 ):
     """The policy and reference engine on a CPU."""
 

@@ -6,8 +6,9 @@ Each entry waits for one module and runs right after that module's own code, in 
 imports would not do: importing verl's trainer pulls vLLM into vLLM's own workers before its plugins have run, and
 weight synchronisation then hangs.
 
-Registrations use verl's registries; a patch stands only where verl 0.9.1 or vLLM 0.24.0 has no hook. All patches are
-for the CPU and act on ``VERL_PLATFORM=cpu`` alone.
+Registrations use registries of verl and transformers; a patch stands only where verl 0.9.1 or vLLM 0.24.0 has no hook.
+All patches but one are for the CPU and act on ``VERL_PLATFORM=cpu`` alone; :func:`draw_pairs` acts on the logits of our
+two-stream model alone.
 """
 
 import functools
@@ -47,8 +48,20 @@ def register_trainer(_: ModuleType) -> None:
 
 
 def register_agent_loop(_: ModuleType) -> None:
-    """verl's registry of agent loops gains ``spoken``."""
+    """verl's registry of agent loops gains ``spoken`` and ``spoken_pairs``."""
+    import wavalign_ext.parallel.agent_loop
     import wavalign_ext.rollout.agent_loop  # noqa: F401
+
+
+def register_pair_servers(module: ModuleType) -> None:
+    """verl's registry of rollout replicas: ``vllm`` is verl's own, but for models with two streams."""
+
+    def replica() -> Any:  # imported when it is asked for: it brings vLLM
+        from wavalign_ext.parallel.server import PairReplica
+
+        return PairReplica
+
+    module.RolloutReplicaRegistry.register("vllm", replica)
 
 
 def register_engines(_: ModuleType) -> None:
@@ -59,6 +72,34 @@ def register_engines(_: ModuleType) -> None:
 def register_platform(_: ModuleType) -> None:
     """verl's registry of platforms gains ``cpu``."""
     import wavalign_ext.integration.cpu_platform  # noqa: F401
+
+
+def register_two_streams(_: ModuleType) -> None:
+    """transformers' registries gain the two-stream model."""
+    import wavalign_ext.parallel
+
+    wavalign_ext.parallel.register()
+
+
+# --- a patch of vLLM's sampler ------------------------------------------------------------------------------------
+
+
+def draw_pairs(module: ModuleType) -> None:
+    """Let vLLM's sampler draw an audio id beside the text id, for a model whose logits have both.
+
+    vLLM knows one id and one distribution per position; its hooks change logits, and none of them draws.
+    """
+    original = module.Sampler.forward
+
+    @functools.wraps(original)
+    def forward(self: Any, logits: Any, sampling_metadata: Any, *args: Any, **kwargs: Any) -> Any:
+        if not hasattr(logits, "audio"):
+            return original(self, logits, sampling_metadata, *args, **kwargs)
+        from wavalign_ext.parallel.sampler import sample_pairs
+
+        return sample_pairs(original, self, logits, sampling_metadata, *args, **kwargs)
+
+    module.Sampler.forward = forward
 
 
 # --- patches, on a CPU --------------------------------------------------------------------------------------------
@@ -170,8 +211,11 @@ ON_IMPORT: list[tuple[str, Action]] = [
     ("verl.plugin.platform.platform_manager", register_platform),
     ("verl.workers.engine.fsdp.transformer_impl", register_engines),
     ("verl.experimental.agent_loop.single_turn_agent_loop", register_agent_loop),
+    ("verl.workers.rollout.replica", register_pair_servers),
     ("verl.trainer.ppo.core_algos", register_estimator),
     ("verl.trainer.ppo.v1.trainer_sync", register_trainer),
+    ("transformers.models.auto.modeling_auto", register_two_streams),
+    ("vllm.v1.sample.sampler", draw_pairs),
 ]
 
 ON_IMPORT_ON_CPU: list[tuple[str, Action]] = [

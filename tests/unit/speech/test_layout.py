@@ -411,7 +411,7 @@ def test_sources_that_are_no_layout(tmp_path: Path) -> None:
             load_layout(tmp_path / "mine.yaml")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(BASE))
     assert load_layout(str(tmp_path / "mine.yaml")) == load_layout(BASE)
-    assert len(known_layouts()) == 9
+    assert len(known_layouts()) == 10
 
 
 def test_it_imports_without_verl_or_triton() -> None:

@@ -1,0 +1,102 @@
+"""The two-stream model for transformers: the actor, the reference policy, and what vLLM's is compared with."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
+
+from wavalign_ext.parallel.config import TwoStreamConfig
+from wavalign_ext.parallel.pairs import embedding_rows
+
+
+class TwoStreamModel(nn.Module):
+    """Embedding, layers and norms of both branches; the forward pass is the causal model's."""
+
+    def __init__(self, config: TwoStreamConfig) -> None:
+        super().__init__()
+        # A layer reads layer_types by its own number: the audio branch's stand behind the text branch's in the cache.
+        own = copy.deepcopy(config)
+        shared, own.num_hidden_layers = config.num_hidden_layers, config.num_hidden_layers + config.audio_layers
+        own.layer_types = ["full_attention"] * own.num_hidden_layers
+        own._attn_implementation = config._attn_implementation
+        self.embed_tokens = nn.Embedding(config.embedding_rows, config.hidden_size)
+        self.layers = nn.ModuleList(Qwen2DecoderLayer(own, number) for number in range(shared))
+        self.audio_layers = nn.ModuleList(
+            Qwen2DecoderLayer(own, number) for number in range(shared, own.num_hidden_layers)
+        )
+        self.norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.audio_norm = Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = Qwen2RotaryEmbedding(own)
+
+
+class TwoStreamForCausalLM(PreTrainedModel):
+    """Text and audio ids of each frame in, logits of both streams out.
+
+    The audio head has a row for each id that can be said, and no other: ``audio_said`` of them.
+    """
+
+    config_class = TwoStreamConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Qwen2DecoderLayer"]
+    _supports_sdpa = _supports_flash_attn = True
+    _tied_weights_keys: Any = None
+
+    def __init__(self, config: TwoStreamConfig) -> None:
+        super().__init__(config)
+        self.model = TwoStreamModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.text_vocab, bias=False)
+        self.audio_head = nn.Linear(config.hidden_size, config.audio_said, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> Any:
+        return self.lm_head
+
+    def prepare_inputs_for_generation(self, *_: Any, **__: Any) -> Any:
+        """PEFT asks for it; transformers' own generation knows one stream, and vLLM does the drawing."""
+        raise NotImplementedError("a two-stream model draws pairs: use vLLM")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        audio_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """(B, F) joint ids of each stream → ``logits``: (B, F, T) of text, (B, F, ``audio_said``) of audio."""
+        model = self.model
+        hidden = model.embed_tokens(input_ids) + model.embed_tokens(embedding_rows(self.config, audio_ids))
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        common = {"attention_mask": mask, "position_ids": position_ids, "past_key_values": past_key_values}
+        common |= {"use_cache": use_cache, "position_embeddings": model.rotary_emb(hidden, position_ids), **kwargs}
+        audio = hidden
+        for number, layer in enumerate(model.layers):
+            hidden = layer(hidden, **common)
+            audio = hidden if number == self.config.fork_layer else audio
+        for layer in model.audio_layers:
+            audio = layer(audio, **common)
+        logits = (self.lm_head(model.norm(hidden)), self.audio_head(model.audio_norm(audio)))
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
