@@ -1,6 +1,6 @@
 """The entry point: verl imports this module in every process, and vLLM calls :func:`register_vllm`.
 
-Having WavAlign installed changes nothing for plain verl and vLLM. It acts where it was asked for by one of verl's own
+Having WavAlign installed changes nothing for plain verl and vLLM, but that vLLM knows our models by name. It acts where it was asked for by one of verl's own
 switches, which a recipe's preset gives to Ray's workers and, when the run begins (``run.py``), to its own process:
 
 - ``VERL_ENGINE_VENDOR=wavalign`` (``wavalign/base.yaml``): the training engine is WavAlign's. Every run of ours has it.
@@ -32,9 +32,12 @@ def _load() -> None:
 
 
 def register_vllm() -> None:
-    """``vllm.general_plugins`` hook: vLLM calls it in every process of its own. It gains the two-stream model."""
+    """``vllm.general_plugins`` hook, in every process of vLLM: our models by name, so that it serves what we export."""
     from vllm import ModelRegistry
 
+    from wavalign_ext import models
+
+    models.register_with_vllm()
     if asked_for():
         ModelRegistry.register_model("TwoStreamForCausalLM", "wavalign_ext.parallel.vllm_model:TwoStreamForCausalLM")
 

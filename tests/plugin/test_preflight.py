@@ -62,7 +62,7 @@ def refusal(config: DictConfig) -> str:
         ("wavalign.codec.type=glm4_voice", "glm4_voice.*GLM-4-Voice"),
         ("layout@wavalign.layout=vita_audio_balance", r"no token '<\|audio_16383\|>': use this layout's own"),
         ("layout@wavalign.layout=kimi_audio", r"no token '<\|audio_16383\|>': use this layout's own"),
-        ("layout@wavalign.layout=vita_audio_plus_vanilla", "'continuous' is not supported yet.*audio encoder"),
+        ("layout@wavalign.layout=vita_audio_plus_vanilla", r"no token '<\|audio_16383\|>': use this layout's own"),
         (
             "wavalign.layout.user_speech={pattern: '<|audio_{}|>', count: 100}",
             "speech ids .* and user_speech ids .* overlap",

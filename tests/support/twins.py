@@ -67,8 +67,11 @@ GLM = Twin(
     eos="<|user|>",
     family="glm",
 )
+# update_tokenizer_for_sensevoice_glm4voice of VITA-Audio adds the same in the same order, and <|context_of_audio|>.
+PLUS_ADDED = [*VITA_ADDED[:11], "<|context_of_audio|>", *VITA_ADDED[11:]]
+PLUS = replace(VITA, named={**VITA.named, 151665: PLUS_ADDED}, first_audio=151686)
 # Second-hand but for 151696: the names, their other ids and the vocabulary. The published model hears through an
-# encoder, which is refused; the twin hears speech tokens, so that the rest of its layout can be run.
+# encoder; this twin hears speech tokens, so that the rest of its layout can be run with a plain Qwen2.
 STEP = Twin(
     named={151643: ["<|endoftext|>", "<|EOT|>", "<|BOT|>", "<tts_start>", "<tts_end>", "<audio_start>", "<audio_end>"]},
     first_audio=151696,
@@ -76,9 +79,19 @@ STEP = Twin(
     eos="<|EOT|>",
     pattern="<audio_{}>",
     codes=6562,
-    overrides=("wavalign.layout.user_speech={first_id: 151696, count: 6562}", "+wavalign.codec.codes=6562"),
+    overrides=(
+        "wavalign.layout.user_speech={first_id: 151696, count: 6562}",
+        "wavalign.layout.encoder=null",
+        "+wavalign.codec.codes=6562",
+    ),
 )
-TWINS = {"vita_audio_balance": VITA, "vita_audio_boost": VITA, "glm4_voice": GLM, "step_audio2_mini": STEP}
+TWINS = {
+    "vita_audio_balance": VITA,
+    "vita_audio_boost": VITA,
+    "vita_audio_plus_vanilla": PLUS,
+    "glm4_voice": GLM,
+    "step_audio2_mini": STEP,
+}
 
 
 def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed: int = 0) -> Path:
@@ -89,7 +102,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
     import torch
 
     twin = TWINS[name]
-    tokenizer = _tokenizer(name, folder)
+    tokenizer = build_tokenizer(name, folder)
     layout = twin_layout(name).resolve(tokenizer, twin.vocab_size)
     torch.manual_seed(seed)
     sizes: dict[str, Any] = dict(
@@ -109,7 +122,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
         model: Any = GlmForCausalLM(GlmConfig(**sizes, head_dim=hidden // 2))
     else:
         model = Qwen2ForCausalLM(Qwen2Config(**sizes))
-    _speak(model, layout)
+    make_it_speak(model, layout)
     model.save_pretrained(folder)
     return folder
 
@@ -117,7 +130,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
 def twin_layout(name: str) -> Layout:
     """The layout as published, but that a model which hears through an encoder hears its speech tokens."""
     layout = load_layout(name)
-    return replace(layout, user_speech=None) if layout.user_speech == "continuous" else layout
+    return replace(layout, user_speech=None, encoder=None) if name == "step_audio2_mini" else layout
 
 
 def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int = 40) -> Path:
@@ -144,7 +157,7 @@ def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int
     return path
 
 
-def _speak(model: Any, layout: ResolvedLayout) -> None:
+def make_it_speak(model: Any, layout: ResolvedLayout) -> None:
     """Let a random model say letters, codes, boundaries and ends, of which its vocabulary has 256, 16384, 2 and 1.
 
     The first number of every embedding outweighs the others, so that after the last norm it is √hidden; the head's
@@ -164,7 +177,7 @@ def _speak(model: Any, layout: ResolvedLayout) -> None:
         head[:, 0] = TEMPERATURE * bias / head.shape[1] ** 0.5
 
 
-def _tokenizer(name: str, folder: Path) -> PreTrainedTokenizerFast:
+def build_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerFast:
     """Bytes as text, every special token at its real id, fillers in between; no merges. The layout's chat template."""
     twin, template = TWINS[name], load_layout(name).chat.template
     assert template is not None

@@ -69,6 +69,13 @@ def register_engines(_: ModuleType) -> None:
     import wavalign_ext.integration.engine  # noqa: F401
 
 
+def register_models(_: ModuleType) -> None:
+    """transformers' registries gain the models of ours, before verl asks them for a configuration."""
+    from wavalign_ext import models
+
+    models.register()
+
+
 def register_platform(_: ModuleType) -> None:
     """verl's registry of platforms gains ``cpu``."""
     import wavalign_ext.integration.cpu_platform  # noqa: F401
@@ -210,6 +217,7 @@ Action = Callable[[ModuleType], None]
 ON_IMPORT: list[tuple[str, Action]] = [
     ("verl.plugin.platform.platform_manager", register_platform),
     ("verl.workers.engine.fsdp.transformer_impl", register_engines),
+    ("verl.workers.config.model", register_models),
     ("verl.experimental.agent_loop.single_turn_agent_loop", register_agent_loop),
     ("verl.workers.rollout.replica", register_pair_servers),
     ("verl.trainer.ppo.core_algos", register_estimator),

@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from wavalign_ext.speech.chat import Chat
+from wavalign_ext.speech.heard import EncoderFacts
 from wavalign_ext.speech.streams import Streams
 from wavalign_ext.speech.token_names import LayoutError, TokenRange, check_codes, check_overlap, id_of, is_count
 
@@ -35,8 +36,8 @@ class Layout:
 
     ``schedule``: (text tokens, audio tokens) pairs; each is used once, the last repeats; one is a fixed
     ratio. With ``counts_boundaries`` audio counts include the two boundaries, as VITA-Audio's do. ``user_speech``:
-    range of the user's speech, ``speech`` when null, or ``continuous``. ``streams``: of a parallel layout, which has no
-    schedule. ``extra``: facts for types to come.
+    range of the user's speech, ``speech`` when null, or ``continuous``: heard through ``encoder``. ``streams``: of a
+    parallel layout, which has no schedule. ``extra``: facts for types to come.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Layout:
     pad: str | None = None
     type: str = "interleaved"
     user_speech: TokenRange | str | None = None
+    encoder: EncoderFacts | None = None
     begin: str | None = None
     end: str | None = None
     counts_boundaries: bool = True
@@ -75,6 +77,10 @@ class Layout:
                 raise LayoutError(f"{where}: {key}={value!r} is malformed: give {what}")
         if node.get("streams") is not None:
             node["streams"] = Streams.from_mapping(node["streams"], where)
+        if (node.get("encoder") is None) == (node.get("user_speech") == CONTINUOUS):
+            raise LayoutError(f"{where}: user_speech: continuous and encoder belong together: give both or neither")
+        if node.get("encoder") is not None:
+            node["encoder"] = EncoderFacts.from_mapping(node["encoder"], where)
         node["schedule"] = _pairs(node.get("schedule") or (), where)
         eos = node.get("eos") or ()
         node["eos"] = (eos,) if isinstance(eos, str) else tuple(eos)
@@ -103,7 +109,10 @@ class Layout:
         vocabulary = tokenizer.get_vocab()
         speech = self.speech.resolve(vocabulary, f"{where}, speech")
         user_speech = speech
-        if isinstance(self.user_speech, TokenRange):
+        if self.encoder is not None:
+            placeholder = id_of(self.encoder.placeholder, vocabulary, f"{where}, encoder")
+            user_speech = range(placeholder, placeholder + 1)
+        elif isinstance(self.user_speech, TokenRange):
             user_speech = self.user_speech.resolve(vocabulary, f"{where}, user_speech")
         around = self.chat.user_speech
         names = [*self.eos, self.begin, self.end, self.pad, *((around.begin, around.end) if around else ())]
@@ -129,6 +138,13 @@ class Layout:
         )
 
     @property
+    def heard(self) -> TokenRange | None:
+        """The user's speech in a prompt, by name: of features there is one code, the placeholder."""
+        if self.encoder is not None:
+            return TokenRange(self.encoder.placeholder, 1)
+        return self.user_speech if isinstance(self.user_speech, TokenRange) else self.speech
+
+    @property
     def boundary_tokens(self) -> int:
         """How many boundary tokens a schedule's audio count includes: 2 or 0."""
         return 2 if self.counts_boundaries and self.begin is not None else 0
@@ -137,9 +153,6 @@ class Layout:
         if self.type not in SUPPORTED_TYPES:
             problem = "not supported yet" if self.type in UNSUPPORTED_TYPES else "not known"
             raise LayoutError(f"{where}: type {self.type!r} is {problem}: use {', '.join(SUPPORTED_TYPES)}")
-        if self.user_speech == CONTINUOUS:
-            problem = "user_speech 'continuous' is not supported yet: rollouts and training lack its audio encoder"
-            raise LayoutError(f"{where}: {problem}; use a model that hears tokens (vita_audio_balance)")
 
     def _check_turns(self, where: str) -> None:
         pair = {self.begin, self.end}
@@ -176,7 +189,8 @@ class ResolvedLayout:
     """A layout in the ids of one tokenizer; ``*_end`` ids are exclusive.
 
     ``schedule`` is (text tokens, codes) per turn, *without* boundaries; ``layout.schedule`` is as declared.
-    ``around_user``: ids of the tokens that enclose the user's speech.
+    ``around_user``: ids of the tokens that enclose the user's speech. Where that is features, ``user_speech_start`` is
+    their placeholder, and the range has this one id.
     """
 
     layout: Layout
@@ -275,13 +289,14 @@ class ResolvedLayout:
     def user_speech_prompt(self, codes: Sequence[int], text: str = "", role: str = "user") -> str:
         """The user's speech (C,) in a chat message: its tokens by name, and what ``chat.user_speech`` puts around them.
 
-        ``text`` is what the message says before the speech, and ``role`` whose message it is.
+        ``text`` is what the message says before the speech, and ``role`` whose message it is. Where the user is heard
+        through an encoder, ``codes`` are as many zeros as there are feature vectors.
 
         Raises:
             LayoutError: no codes, a code out of range, or speech tokens that have no names.
         """
         where = f"layout {self.layout.name!r}"
-        user_speech = self.layout.user_speech if isinstance(self.layout.user_speech, TokenRange) else self.layout.speech
+        user_speech = self.layout.heard
         if user_speech is None or user_speech.pattern is None:
             raise LayoutError(f"{where}: its speech tokens have no names to write: build the prompt from ids")
         if not len(codes):

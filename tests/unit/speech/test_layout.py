@@ -257,7 +257,7 @@ def test_padding_may_follow_the_end() -> None:
         ({"end": "<|im_end|>"}, "not eos or pad"),
         ({"type": "separate"}, "'separate' is not supported yet: use interleaved, parallel"),
         ({"type": "braided"}, "'braided' is not known: use interleaved, parallel"),
-        ({"user_speech": "continuous"}, "'continuous' is not supported yet.*audio encoder"),
+        ({"user_speech": "continuous"}, "continuous and encoder belong together: give both or neither"),
         ({"speech": None}, "speech is missing"),
         ({"speech": {"pattern": "<|audio|>", "count": 8}}, "pattern='<|audio|>'"),
         ({"speech": {"pattern": "<|audio_{}|>", "count": 0}}, "count=0"),
@@ -393,8 +393,6 @@ def test_layouts_resolve_by_name(name: str) -> None:
     [
         ("lfm2_audio", "'multi_codebook' is not supported yet"),
         ("mimo_audio", "'multi_codebook' is not supported yet"),
-        ("vita_audio_plus_vanilla", "'continuous' is not supported yet"),
-        ("step_audio2_mini", "'continuous' is not supported yet"),
     ],
 )
 def test_layouts_of_models_to_come_are_refused(name: str, message: str) -> None:
