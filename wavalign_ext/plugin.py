@@ -1,7 +1,8 @@
 """The entry point: verl imports this module in every process, and vLLM calls :func:`register_vllm`.
 
-Having WavAlign installed changes nothing for plain verl and vLLM, but that vLLM knows our models by name. It acts where it was asked for by one of verl's own
-switches, which a recipe's preset gives to Ray's workers and, when the run begins (``run.py``), to its own process:
+Having WavAlign installed changes nothing for plain verl and vLLM, but that vLLM knows our models by name. It acts
+where it was asked for by one of verl's own switches, which a recipe's preset gives to Ray's workers and, when the run
+begins (``run.py``), to its own process:
 
 - ``VERL_ENGINE_VENDOR=wavalign`` (``wavalign/base.yaml``): the training engine is WavAlign's. Every run of ours has it.
 - ``VERL_PLATFORM=cpu`` (``wavalign/hardware/cpu.yaml``): a platform that verl does not know without WavAlign.

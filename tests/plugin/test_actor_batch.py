@@ -12,10 +12,12 @@ from tensordict.tensorclass import NonTensorStack
 
 UIDS = ["a", "a", "b", "b", "b"]
 PLACES = [7, 7, 4, 4, 4]  # rows of the data set
+KEYS = [f"{uid}_{UIDS[:row].count(uid)}_0" for row, uid in enumerate(UIDS)]
 
 
 class Layout:
     padding = (1,)
+    layout = SimpleNamespace(encoder=None)
 
     def modality(self, ids: Any) -> torch.Tensor:
         return (torch.as_tensor(ids) >= 10).to(torch.int8)
@@ -44,7 +46,13 @@ def planned(
         "modality": nested([Layout().modality(answer).long() for answer in answers]),
         "scored": torch.tensor([1, 1, 1, 0, 1]),
     }
-    monkeypatch.setattr(actor_batch, "tq", SimpleNamespace(kv_batch_get=lambda *_, **__: TensorDict(columns, 5)))
+
+    def get(keys: list[str], *_: Any, select_fields: list[str]) -> Any:
+        if select_fields == ["multi_modal_inputs"]:
+            return {"multi_modal_inputs": [{"audio_features": KEYS.index(key)} for key in keys]}
+        return TensorDict(columns, 5)
+
+    monkeypatch.setattr(actor_batch, "tq", SimpleNamespace(kv_batch_get=get))
     actor = {"use_dynamic_bsz": True, "ppo_mini_batch_size": prompts, "ppo_epochs": 1, "data_loader_seed": 1}
     actor |= {"loss_agg_mode": "seq-mean-token-mean", "calculate_entropy": False, "entropy_coeff": 0}
     actor |= {"loss_scale_factor": None}
@@ -63,8 +71,7 @@ def planned(
         mixing=SimpleNamespace(last=SimpleNamespace(by_prompt=gates or {})),
     )
     tags = [{"global_steps": 3, "seq_len": 6} for _ in UIDS]
-    keys = [f"{uid}_{UIDS[:row].count(uid)}_0" for row, uid in enumerate(UIDS)]
-    batch = SimpleNamespace(keys=keys, tags=tags, partition_id="train", fields=None)
+    batch = SimpleNamespace(keys=KEYS, tags=tags, partition_id="train", fields=None)
     return actor_batch.ActorUpdate(trainer, batch)
 
 
@@ -81,6 +88,12 @@ def test_a_forced_id_of_a_target_has_no_weight(monkeypatch: pytest.MonkeyPatch) 
     assert row["response_mask"].tolist() == [1, 0, 1, 1]
     assert (row["anchor_weight"] > 0).tolist() == [True, False, True, True]
     assert row["speech_weight"].tolist()[1] == 0
+
+
+def test_an_anchor_hears_what_its_rollouts_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Layout, "layout", SimpleNamespace(encoder="some"))
+    plan = planned(monkeypatch)
+    assert [row["multi_modal_inputs"] for row in plan.new_rows] == [{"audio_features": 0}, {"audio_features": 2}, {}]
 
 
 @pytest.mark.parametrize(("ranks", "prompts", "rows"), [(1, 2, 7), (2, 2, 8), (4, 2, 8), (1, 1, 8)])

@@ -31,7 +31,9 @@ def main() -> None:
     rounds = []
     for number in range(2):  # the second one comes out of the prefix cache
         sampling = [SamplingParams(max_tokens=24, logprobs=0, seed=100 * number + k) for k in range(len(prompts))]
-        asked = [dict(prompt_token_ids=ids, multi_modal_data={"audio": heard} if heard else {}) for ids, heard in prompts]
+        asked = [
+            dict(prompt_token_ids=ids, multi_modal_data={"audio": heard} if heard else {}) for ids, heard in prompts
+        ]
         told = []
         for answer, (ids, _) in zip(llm.generate(asked, sampling, use_tqdm=False), prompts, strict=True):
             assert list(answer.prompt_token_ids) == ids

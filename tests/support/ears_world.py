@@ -1,5 +1,6 @@
 """A small model that hears: random weights, VITA-Audio's names, 32 numbers per vector. Made in a second."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from twins import make_it_speak
 from wavalign_ext import models
 from wavalign_ext.models.hearing_qwen2 import HearingQwen2Config, HearingQwen2ForCausalLM
 from wavalign_ext.pocket.tokens import build_tokenizer
+from wavalign_ext.speech.heard import save_features
 from wavalign_ext.speech.layout import load_layout
+from wavalign_ext.speech.token_names import TokenRange
 
 CODES, SIZE, MOST = 16, 32, 64
 PLACEHOLDER = "<|context_of_audio|>"
@@ -35,7 +38,8 @@ def build(folder: Path, seed: int = 0, **config: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "layout.yaml").write_text(yaml.safe_dump(LAYOUT))
     layout = load_layout(LAYOUT)
-    tokenizer = build_tokenizer([" ".join(WORDS)], layout)
+    named = replace(layout, user_speech=TokenRange(PLACEHOLDER, 1), encoder=None)  # for the names of its tokens
+    tokenizer = build_tokenizer([" ".join(WORDS)], named)
     tokenizer.save_pretrained(folder / "model")
     resolved = layout.resolve(tokenizer)
     sizes: dict[str, Any] = dict(
@@ -60,8 +64,8 @@ def build(folder: Path, seed: int = 0, **config: Any) -> Path:
     with torch.no_grad():
         for name, weight in model.audio_projection.named_parameters():
             if "norm" not in name:
-                weight.mul_(10)
-        model.lm_head.weight[:, 1:] *= 8
+                weight.mul_(20)
+        model.lm_head.weight[:, 1:] *= 24
     model.save_pretrained(folder / "model")
     return folder
 
@@ -69,3 +73,28 @@ def build(folder: Path, seed: int = 0, **config: Any) -> Path:
 def features(seed: int, frames: int, size: int = SIZE) -> torch.Tensor:
     """(frames, size) of noise."""
     return torch.randn(frames, size, generator=torch.Generator().manual_seed(seed))
+
+
+def write_rows(folder: Path, counts: list[tuple[int, ...]], encoder: str = "sensevoice") -> Path:
+    """``rows.parquet`` and its feature files in ``folder``: a row for each tuple of recordings' lengths in vectors."""
+    import pandas
+
+    table, layout = [], load_layout(LAYOUT)
+    for row, frames in enumerate(counts):
+        names = [f"features/{row}_{n}.safetensors" for n in range(len(frames))]
+        for n, (name, count) in enumerate(zip(names, frames, strict=True)):
+            save_features(folder / name, features(10 * row + n, count), encoder, "print")
+        said = "".join(layout.chat.around(PLACEHOLDER * count, "", "user") for count in frames)
+        table.append(
+            {
+                "data_source": "wavalign/ears",
+                "prompt": [{"role": "user", "content": said}],
+                "heard_features": names,
+                "reward_model": {"style": "rule", "ground_truth": "three is four"},
+                "target_text": " three is four",
+                "target_speech": [(5 * row + 3 * n) % CODES for n in range(14)],
+                "extra_info": {"index": row, "question": "two plus two"},
+            }
+        )
+    pandas.DataFrame(table).to_parquet(folder / "rows.parquet")
+    return folder / "rows.parquet"

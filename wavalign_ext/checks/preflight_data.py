@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from wavalign_ext.checks.preflight_heard import HeardRows
 from wavalign_ext.config import ConfigError, WavAlignConfig
 from wavalign_ext.schema import one_line, shown
 from wavalign_ext.speech.audio import load_audio
@@ -23,7 +24,7 @@ def check_data(config: DictConfig, wav: WavAlignConfig, tokenizer: Any) -> dict[
     from wavalign_ext.speech.layout import load_layout
 
     layout = load_layout(wav.layout).resolve(tokenizer)
-    encode = _raw_rows(config, tokenizer)
+    encode, heard = _raw_rows(config, tokenizer), HeardRows(layout, wav.audio_root)
     counts = {}
     for key in ("train_files", "val_files"):
         names = as_list(config.data[key])
@@ -38,7 +39,7 @@ def check_data(config: DictConfig, wav: WavAlignConfig, tokenizer: Any) -> dict[
                 where = f"{name}, row {counts[name]}"
                 try:
                     if _encoded(row, where, config, encode, counts[name]):
-                        _check_row(row, where, config, wav, tokenizer, layout, needs_target)
+                        _check_row(row, where, config, wav, tokenizer, layout, heard, needs_target)
                 except ConfigError:
                     raise
                 except Exception as error:  # whatever it is, its file and row are named
@@ -74,6 +75,7 @@ def _check_row(
     wav: WavAlignConfig,
     tokenizer: Any,
     layout: Any,
+    heard: HeardRows,
     needs_target: bool,
 ) -> None:
     prompt, truth = row.get("prompt"), (row.get("reward_model") or {}).get("ground_truth")

@@ -17,6 +17,8 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     """Check that model, tokenizer, layout, codec and reward terms load and agree; returns the tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
+    from wavalign_ext import models
+    from wavalign_ext.checks.preflight_heard import check_hearing
     from wavalign_ext.integration.lora import check_head
     from wavalign_ext.rewards import build_terms
     from wavalign_ext.speech.codecs import load_codec
@@ -25,6 +27,7 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     path, trust = config.actor_rollout_ref.model.path, config.actor_rollout_ref.model.trust_remote_code
     if str(path).startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
         raise ConfigError(f"actor_rollout_ref.model.path={path!r} is not a folder: give a Hugging Face model folder")
+    models.register()
     try:
         model_config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)
@@ -42,6 +45,7 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     check_head(config, model_config)
     _check_length(config, model_config)
     layout = load_layout(wav.layout).resolve(tokenizer, vocab_size)
+    check_hearing(config, layout, model_config)
     codec = load_codec(wav.codec, device="cpu")
     codec.decode([0])  # loads what decodes: wrong weights end the run here
     speech_tokens = layout.speech_end - layout.speech_start

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from wavalign_ext.config import ConfigError
+from wavalign_ext.models.names import PROJECTION
 
 KEY = "actor_rollout_ref.model"
 FP32 = ("fp32", "float32")
@@ -23,6 +24,9 @@ class Fp32Adapters:
 
     def _build_lora_module(self: Any, module: Any) -> Any:
         module = super()._build_lora_module(module)  # type: ignore[misc]
+        for name, parameter in module.named_parameters():
+            if PROJECTION in name:  # between an encoder and the model: it learns as it is
+                parameter.requires_grad_(True)
         if self.engine_config.strategy == "fsdp2":
             for parameter in module.parameters():
                 if parameter.requires_grad:
@@ -60,7 +64,7 @@ def check_head(config: DictConfig, hf_config: Any) -> None:
     if not fused and not adapters(model):
         return
     name, head = _head(hf_config, model.trust_remote_code)
-    if adapters(model) and _targets(model, name):
+    if adapters(model) and targets(model, name, head=True):
         where = f"{KEY}.target_modules={model.target_modules} puts an adapter on the head {name!r}"
         if fused:
             raise ConfigError(
@@ -89,13 +93,16 @@ def _head(hf_config: Any, trust_remote_code: bool) -> tuple[str, Any]:
     return next((name for name, module in model.named_modules() if module is head), ""), model
 
 
-def _targets(model: DictConfig, name: str) -> bool:
-    """Whether PEFT would put an adapter on the module ``name``."""
+def targets(model: DictConfig, name: str, head: bool = False) -> bool:
+    """Whether PEFT would put an adapter on the linear layer ``name``; ``head``: it is the output head."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
 
     given: Any = OmegaConf.to_container(model, resolve=True)
-    if given["target_modules"] == "all-linear":  # PEFT leaves the head out
-        return False
-    settings = LoraConfig(target_modules=given["target_modules"], exclude_modules=given.get("exclude_modules"))
+    wanted = given["target_modules"]
+    if wanted == "all-linear":
+        if head:  # PEFT leaves it out
+            return False
+        wanted = ".*"
+    settings = LoraConfig(target_modules=wanted, exclude_modules=given.get("exclude_modules"))
     return bool(check_target_module_exists(settings, name))

@@ -51,11 +51,12 @@ class HearingQwen2ForCausalLM(Qwen2ForCausalLM):
             ValueError: ``input_ids`` (R, N) have more or fewer placeholders than there are vectors.
         """
         first = past_key_values is None or past_key_values.get_seq_length() == 0
-        if inputs_embeds is None and input_ids is not None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+        embeddings: Any = inputs_embeds
+        if embeddings is None and input_ids is not None:
+            embeddings = self.get_input_embeddings()(input_ids)
             if first:
-                inputs_embeds = self._heard(input_ids, inputs_embeds, audio_features)
-        return super().forward(inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs)
+                embeddings = self._heard(input_ids, embeddings, audio_features)
+        return super().forward(inputs_embeds=embeddings, past_key_values=past_key_values, **kwargs)
 
     def _heard(self, input_ids: Tensor, embeddings: Tensor, features: Tensor | None) -> Tensor:
         """``embeddings`` (R, N, H) with the projected vectors in place of the placeholders'.
@@ -72,4 +73,5 @@ class HearingQwen2ForCausalLM(Qwen2ForCausalLM):
 
     def prepare_inputs_for_generation(self, *args: Any, audio_features: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' ``generate`` hands the vectors on; only the first pass, over the prompt, reads them."""
-        return super().prepare_inputs_for_generation(*args, **kwargs) | {"audio_features": audio_features}
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        return inputs | {"audio_features": audio_features}

@@ -1,7 +1,7 @@
 """The same model in vLLM 0.24: a recording is its vectors (frames, size), and prompts have a placeholder for each.
 
-So what is trained on is what is sampled from: nothing is rendered or counted anew on vLLM's side. The placeholder itself
-is never sampled; training's softmax has its probability in it, which a trained model keeps near 0.
+So what is trained on is what is sampled from: nothing is rendered or counted anew on vLLM's side. The placeholder is
+never sampled; training's softmax has its probability in it, which a trained model keeps near 0.
 """
 
 # vLLM annotates more narrowly than it behaves.

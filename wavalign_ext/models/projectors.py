@@ -13,9 +13,7 @@ class VitaProjector(nn.Module):
     def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
         self.pre_proj_layernorm = nn.LayerNorm(size)
-        self.mlp = nn.Sequential(
-            nn.Linear(size, hidden, bias=False), nn.GELU(), nn.Linear(hidden, hidden, bias=False)
-        )
+        self.mlp = nn.Sequential(nn.Linear(size, hidden, bias=False), nn.GELU(), nn.Linear(hidden, hidden, bias=False))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.mlp(self.pre_proj_layernorm(features))

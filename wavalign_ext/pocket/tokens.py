@@ -2,7 +2,7 @@
 
 from transformers import AddedToken, Qwen2Tokenizer
 
-from wavalign_ext.speech.layout import Layout
+from wavalign_ext.speech.layout import Layout, TokenRange
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -21,8 +21,8 @@ def build_tokenizer(sentences: list[str], layout: Layout) -> Qwen2Tokenizer:
     corpus = [*sentences, *(role * 2 for role in ROLES)]
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(corpus, MORE_THAN_ENOUGH, show_progress=False)
     specials = [PAD, START, END, *(name for name in (layout.begin, layout.end) if name)]
-    for tokens in (layout.heard, layout.speech):
-        assert tokens is not None and tokens.pattern is not None
+    for tokens in (layout.user_speech, layout.speech):
+        assert isinstance(tokens, TokenRange) and tokens.pattern is not None
         specials += [tokens.pattern.format(code) for code in range(tokens.count)]
     added = [AddedToken(name, special=True, normalized=False) for name in specials]
     tokenizer.add_tokens(added, special_tokens=True)

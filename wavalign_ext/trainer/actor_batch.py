@@ -16,6 +16,7 @@ from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_
 from wavalign_ext.method.anchor import padding_row, split_mini_batches, supervised_row
 from wavalign_ext.method.mixing import row_shares
 from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, ROW_FIELDS, TokenWeights, token_weights
+from wavalign_ext.trainer.rollout_dump import plain
 from wavalign_ext.trainer.step import real_rows
 
 UPDATE_FIELDS = ["prompts", "responses", "input_ids", "position_ids", "response_mask", "loss_mask", "advantages"]
@@ -52,14 +53,22 @@ class ActorUpdate:
             groups[uid].append(row)
         return groups
 
+    def _heard(self, groups: dict[str, list[int]]) -> list[dict[str, Any]]:
+        """What the model hears of each group's prompt, where that is more than ids: as its first rollout has it."""
+        if self.trainer.layout.layout.encoder is None:
+            return [{} for _ in groups]
+        first = [self.keys[rows[0]] for rows in groups.values()]
+        data = tq.kv_batch_get(first, self.partition, select_fields=["multi_modal_inputs"])
+        return plain(list(data["multi_modal_inputs"]))
+
     def _add_anchors(self, groups: dict[str, list[int]], index: list[int], prompts: Any) -> None:
-        for uid, rows in groups.items():
+        for heard, (uid, rows) in zip(self._heard(groups), groups.items(), strict=True):
             target = self.trainer.target(self.trainer.targets[index[rows[0]]])
             # Sessions are numbered from 0 to n − 1; verl parses this number when it sorts a dump.
             session = 1 + max(int(self.keys[row].rsplit("_", 2)[1]) for row in rows)
             kinds, drawn = self.trainer.layout.modality(target), self.trainer.layout.drawn(target)
             row = supervised_row(prompts[rows[0]].tolist(), target, ANCHOR, kinds, drawn)
-            groups[uid].append(self._add(f"{uid}_{session}_0", row))
+            groups[uid].append(self._add(f"{uid}_{session}_0", row | {"multi_modal_inputs": heard}))
 
     def _add(self, key: str, row: dict[str, Any]) -> int:
         self.new_keys.append(key)

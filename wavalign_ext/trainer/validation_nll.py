@@ -13,6 +13,7 @@ from verl.workers.utils.padding import response_from_nested
 
 from wavalign_ext.method.anchor import padding_row, rows_to_tensordict, supervised_row
 from wavalign_ext.method.token_weights import ANCHOR, modality_masks
+from wavalign_ext.speech.heard import HEARD_FEATURES, load_features, multi_modal_inputs
 
 PARTITION = "wavalign_held_out"
 FIELDS = ["prompts", "responses", "input_ids", "position_ids", "response_mask", "loss_mask", "multi_modal_inputs"]
@@ -57,7 +58,10 @@ def _target_rows(trainer: Any) -> list[dict[str, Any]]:
     )
     rows = []
     for number, target in enumerate(trainer.val_targets):
-        prompt = builder.build_initial_tokens(list(trainer.val_dataset[number]["raw_prompt"]))
+        held_out = trainer.val_dataset[number]
+        prompt = builder.build_initial_tokens(list(held_out["raw_prompt"]))
         ids, layout = trainer.target(target), trainer.layout
-        rows.append(supervised_row(layout.prompt(prompt), ids, ANCHOR, layout.modality(ids), layout.drawn(ids)))
+        row = supervised_row(layout.prompt(prompt), ids, ANCHOR, layout.modality(ids), layout.drawn(ids))
+        heard = load_features(held_out.get(HEARD_FEATURES), trainer.wav.audio_root)
+        rows.append(row | {"multi_modal_inputs": multi_modal_inputs(heard)})
     return rows

@@ -37,7 +37,8 @@ def prompt(tokenizer: Any, *frames: int) -> list[int]:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
-ROWS = [(9,), (4, 12), (), (17,), (1,), (64,)]  # vectors per recording
+ROWS = [(9,), (4, 12), (), (17,), (5,), (64, 64, 3)]  # vectors per recording
+CACHED = 128  # tokens of a block of vLLM's prefix cache on a CPU
 
 
 def rows(tokenizer: Any) -> list[tuple[list[int], list[torch.Tensor]]]:
@@ -63,7 +64,7 @@ def test_vllm_hears_what_transformers_hears(
     for number, answers in enumerate(hearing_answers(world / "model", asked, tmp_path / "out")):
         for (ids, heard), (said, logp, cached) in zip(asked, answers, strict=True):
             assert said and model.config.audio_token_id not in said
-            assert number == 0 or len(ids) < 32 or cached > 0
+            assert (cached > 0) == (number == 1 and len(ids) > CACHED)
             found = logps(model, ids + said, heard)[-len(said) :]
             assert (found - logp).abs().max() < 1e-5
             if heard:

@@ -22,7 +22,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_the_placeholder_is_the_user_s_speech(tokenizer: Any) -> None:
-    """VITA-Audio's vita_audio/tokenizer_sensevoice_glm4voice.py adds its tokens in this order, after Qwen2.5's 151665."""
+    """vita_audio/tokenizer_sensevoice_glm4voice.py of VITA-Audio adds its tokens in this order, after Qwen2.5's."""
     layout = load_layout("vita_audio_plus_vanilla").resolve(tokenizer, 168072)
     assert (layout.user_speech_start, layout.user_speech_end) == (151676, 151677)
     assert (layout.begin_id, layout.end_id, layout.speech_start) == (151674, 151675, 151686)
