@@ -91,6 +91,7 @@ def _check_row(
             f"{where}: the prompt has no audio: no token of the user's speech ({layout.layout.name}) is in it"
         )
     layout.check_prompt(prompt, tokenizer, where)
+    heard(row, ids, where)
     ids = layout.prompt(ids)
     if len(ids) > config.data.max_prompt_length:
         raise ConfigError(f"{where}: the prompt has {len(ids)} tokens, more than data.max_prompt_length: raise it")
