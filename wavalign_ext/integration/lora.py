@@ -35,10 +35,19 @@ class Fp32Adapters:
 
 
 def check_storage(config: DictConfig) -> None:
-    """Raises :class:`ConfigError`: adapters that FSDP1 would store in half precision, where they do not learn."""
+    """Raises :class:`ConfigError`: what is trained would be stored in half precision, where small steps round away."""
     actor = config.actor_rollout_ref.actor
     dtype = OmegaConf.select(actor, "fsdp_config.model_dtype") or "fp32"
-    if adapters(config.actor_rollout_ref.model) and actor.strategy == "fsdp" and dtype not in FP32:
+    if dtype in FP32:
+        return
+    if not adapters(config.actor_rollout_ref.model):
+        if OmegaConf.select(actor, "optim.override_optimizer_config.bf16_stochastic_round"):
+            return  # torchao's AdamW, which keeps small steps on average
+        raise ConfigError(
+            f"actor_rollout_ref.actor.fsdp_config.model_dtype={dtype!r} is not allowed for weights that are trained: "
+            "half precision rounds their steps away: set it to fp32; mixed_precision.param_dtype=bf16 computes in bf16"
+        )
+    if actor.strategy == "fsdp":
         raise ConfigError(
             f"actor_rollout_ref.actor.fsdp_config.model_dtype={dtype!r} with LoRA is not allowed under actor.strategy="
             "fsdp, which stores adapters as the base, and half precision rounds their steps away: use strategy=fsdp2"

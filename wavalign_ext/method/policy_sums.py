@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 import torch
 
+from wavalign_ext.method.loss import LOG_RATIO_LIMIT
+
 PREFIX = "actor/sum_"
 LARGEST = f"{PREFIX}probs_diff_max"  # the one number that is no sum
 
@@ -37,7 +39,7 @@ def policy_sums(
         if entropy_RT is not None:
             sums[f"entropy_{name}"] = entropy_RT[mask].double().sum()
         if reference_RT is not None:
-            gap = (reference_RT - logp_RT)[mask].double()
+            gap = (reference_RT - logp_RT)[mask].double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)  # as in the loss
             sums[f"kl_{name}"] = (gap.exp() - gap - 1).sum()
     if rollout_logp_RT is not None:
         chosen = torch.stack(list(masks.values())).any(0)

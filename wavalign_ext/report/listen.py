@@ -5,10 +5,10 @@ the reward's recogniser knows the domain's sentences and is lenient.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from wavalign_ext.report.reading import read_dump
 from wavalign_ext.speech.asr import load_recognizer, word_error_rate
 from wavalign_ext.speech.audio import load_audio
 
@@ -26,10 +26,18 @@ def newest_dump(run: Path) -> Path:
 
 
 def played(dump: Path) -> list[dict[str, Any]]:
-    """The rows of a dump that have a WAV, each with what Whisper heard in it and the word error rate of that."""
-    recognizer = load_recognizer({"type": "whisper"})
-    rows = [row for row in map(json.loads, dump.read_text().splitlines()) if row.get("wav")]
+    """The rows of a dump whose WAV is there, each with what Whisper heard in it and the word error rate of that.
+
+    What a running job has half written is left out, and said.
+    """
+    found, broken = read_dump(dump)
+    rows = [row for row in found if row.get("wav") and (dump.parent / row["wav"]).is_file()]
+    lost = sum(bool(row.get("wav")) for row in found) - len(rows)
+    if broken or lost:
+        print(f"wavalign: {dump} has {broken} lines that are no rows, and {lost} whose WAV is not there: left out")
+    recognizer = load_recognizer({"type": "whisper"}) if rows else None
     for row in rows:
+        assert recognizer is not None
         row["wav"] = str(dump.parent / row["wav"])
         row["whisper"] = recognizer.transcribe(load_audio(row["wav"], WHISPER_RATE), WHISPER_RATE)
         row["whisper_wer"] = word_error_rate(row["text"], row["whisper"])
@@ -52,7 +60,7 @@ def main() -> None:
     dump = newest_dump(parser.parse_args().run)
     rows = played(dump)
     text = table(rows)
-    (dump.parent / f"{dump.stem}.md").write_text(text + "\n")
+    (dump.parent / f"{dump.stem}.md").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     print(f"held-out answers after step {dump.stem}, {len(rows)} of them decoded:\n{text}")
 
 

@@ -101,22 +101,30 @@ def _dumps(folder: Path, notices: list[str]) -> dict[int, list[dict[str, Any]]]:
     found: dict[int, list[dict[str, Any]]] = {}
     broken = 0
     for path in sorted((p for p in folder.glob("*.jsonl") if p.stem.isdecimal()), key=lambda p: int(p.stem)):
-        rows = []
-        for line in path.read_text(errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if isinstance(row, dict):
-                row.pop("speech_codes", None)  # most of the file, and nothing to look at
-                rows.append(row)
-            else:
-                broken += 1
+        rows, cut = read_dump(path)
+        broken += cut
         if rows:
             found[int(path.stem)] = rows
     if broken:
         notices.append(f"{folder.name}/ has lines that are not JSON objects and were left out: {broken}.")
     return found
+
+
+def read_dump(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """(rows without their speech codes, how many lines are no rows) of one dump."""
+    rows, broken = [], 0
+    # Not splitlines: an answer may have U+2028 in it, which JSON does not escape.
+    for line in filter(str.strip, path.read_text(encoding="utf-8", errors="replace").split("\n")):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            row.pop("speech_codes", None)  # most of the file, and nothing to look at
+            rows.append(row)
+        else:
+            broken += 1
+    return rows, broken
 
 
 def number(value: Any) -> float:

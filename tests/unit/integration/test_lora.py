@@ -19,8 +19,16 @@ def test_adapters_in_half_precision_are_refused(dtype: str) -> None:
         check_head(config("fsdp", dtype), None)
 
 
-@pytest.mark.parametrize(
-    "given", [("fsdp2", "bf16"), ("fsdp", "fp32"), ("fsdp", None), ("fsdp", "bf16", 0)], ids=lambda given: str(given)
-)
-def test_adapters_in_fp32_pass(given: tuple) -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "bfloat16"])
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_full_weights_in_half_precision_are_refused(strategy: str, dtype: str) -> None:
+    given = config(strategy, dtype, rank=0)
+    with pytest.raises(ConfigError, match=f"model_dtype='{dtype}' is not allowed.*rounds.*set it to fp32"):
+        check_storage(given)
+    given.actor_rollout_ref.actor.optim = {"override_optimizer_config": {"bf16_stochastic_round": True}}
+    check_storage(given)
+
+
+@pytest.mark.parametrize("given", [("fsdp2", "bf16"), ("fsdp", "fp32"), ("fsdp", None), ("fsdp2", "fp32", 0)], ids=str)
+def test_what_is_trained_in_fp32_passes(given: tuple) -> None:
     check_storage(config(*given))

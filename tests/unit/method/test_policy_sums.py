@@ -1,5 +1,7 @@
 """Sums over micro-batches become verl's own comparison of rollout engine and policy, and the means by modality."""
 
+import math
+
 import pytest
 import torch
 
@@ -57,6 +59,15 @@ def test_they_are_verls_numbers_however_the_batch_is_cut(cuts: list[slice]) -> N
         mask, gap = s[modality], s["reference"] - s["logp"]
         for kind, stream in (("logp", s["logp"]), ("entropy", s["entropy"]), ("kl", gap.exp() - gap - 1)):
             assert found[f"wavalign/{kind}_{modality}"] == pytest.approx(stream[mask].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("far", [25.0, 800.0, float("inf")])
+def test_a_reference_far_away_leaves_the_kl_finite(far: float) -> None:
+    s = streams()
+    s["reference"] = s["logp"] + far
+    found = policy_metrics(summed(s, [slice(0, R)]))
+    for modality in ("text", "speech"):
+        assert found[f"wavalign/kl_{modality}"] == pytest.approx(math.exp(20) - 21, rel=1e-6)  # the loss's own limit
 
 
 def test_the_sums_leave_the_updates_metrics_and_nothing_else_does() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from field import field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,11 @@ def test_most_reported_scores_are_read() -> None:
     rows = [json.loads(line) for line in FIELD.read_text().splitlines()]
     scored = [row for row in rows if row["accept"] != [None]]
     assert sum(read_score(row["reply"]).score is not None for row in scored) >= len(scored) - 1
+
+
+def test_the_field_s_replies_are_read_or_missing() -> None:
+    for row in map(json.loads, field("judge_replies.jsonl").read_text().splitlines()):
+        assert read_score(row["reply"]).score in row["accept"], row["reply"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from field import field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,11 @@ PAIRS = Path(__file__).parents[2] / "fixtures" / "text_pairs.jsonl"
 @pytest.mark.parametrize("pair", [*map(json.loads, PAIRS.read_text().splitlines())], ids=lambda pair: pair["reference"])
 def test_reported_pairs(pair: dict) -> None:
     assert same_text(pair["said"], pair["reference"]) is not pair["differ"]
+
+
+def test_the_field_s_pairs() -> None:
+    for pair in map(json.loads, field("text_pairs.jsonl").read_text().splitlines()):
+        assert same_text(pair["said"], pair["reference"]) is not pair["differ"], pair
 
 
 @pytest.mark.parametrize(
