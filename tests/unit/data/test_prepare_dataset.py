@@ -72,6 +72,11 @@ def as_stereo_array(path: Path) -> Any:
     return {"array": [wave.tolist(), wave.tolist()], "sampling_rate": rate}
 
 
+def as_frames(path: Path) -> Any:
+    wave, rate = soundfile.read(path, dtype="float32")
+    return {"array": [[x, x] for x in wave.tolist()], "sampling_rate": rate}  # (T, 2), as soundfile has it
+
+
 def as_struct(path: Path) -> Any:
     return {"bytes": path.read_bytes(), "path": path.name}
 
@@ -101,7 +106,7 @@ def test_a_row_finds_its_target_whatever_the_files_call_it(made: tuple[Any, Path
     assert texts == ["file 0 row 0", "file 0 row 2", "file 1 row 0", "file 1 row 2"]
 
 
-@pytest.mark.parametrize("form", [as_path, as_bytes, as_array, as_stereo_array, as_struct])
+@pytest.mark.parametrize("form", [as_path, as_bytes, as_array, as_stereo_array, as_frames, as_struct])
 def test_recordings_in_any_form_become_the_codes_that_prepare_makes(
     made: tuple[Any, Path], tmp_path: Path, form: Any
 ) -> None:
@@ -146,6 +151,28 @@ def test_a_broken_recording_names_its_row(made: tuple[Any, Path], tmp_path: Path
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "raw.parquet")
     with pytest.raises(ValueError, match=r"extra_info\.index=4, audios\[0\]='bytes': it is silent"):
         dataset("RawAudioDataset", tmp_path / "raw.parquet", world)
+
+
+@pytest.mark.parametrize(
+    ("recording", "why"),
+    [
+        ({"array": [0.1] * 999}, "audios.0.='dict': is an array whose sampling_rate is None"),
+        ({"array": [[[0.1]] * 9], "sampling_rate": 16000}, "is an array of shape"),
+        ({"array": [float("nan")] * 999, "sampling_rate": 16000}, "999 of its samples are not finite"),
+        ("nul\0.wav", "embedded null byte"),
+        ("https://x.org/a.wav", "is a https: URL: nothing is downloaded"),
+    ],
+)
+def test_whatever_a_recording_is_its_row_is_named(
+    made: tuple[Any, Path], tmp_path: Path, recording: Any, why: str
+) -> None:
+    world, folder = made
+    rows = [raw_row(3, recording, str(folder / "a0.wav"))]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "raw.parquet")
+    with pytest.raises(ValueError, match=rf"row 0 with extra_info\.index=4, .*{why}"):
+        dataset("RawAudioDataset", tmp_path / "raw.parquet", world)
+    with pytest.raises(ValueError, match=rf"raw\.parquet, row 0: .*{why}"):
+        checked(world, tmp_path / "raw.parquet", custom_cls={"name": "RawAudioDataset"})
 
 
 def checked(world: Any, file: Path, **data: Any) -> dict[str, int]:
