@@ -17,3 +17,17 @@ def pocket() -> Path:
     from wavalign_ext.pocket.build import build
 
     return build()
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers (reward terms, codecs, encoders) is known to that test only."""
+    import wavalign_ext.rewards
+    import wavalign_ext.speech.codecs
+    import wavalign_ext.speech.encoders  # noqa: F401  (all three: their own parts are registered first)
+    from wavalign_ext.rewards import registry
+    from wavalign_ext.speech.codecs import base as codecs
+    from wavalign_ext.speech.encoders import base as encoders
+
+    for module, name in ((registry, "_TERMS"), (codecs, "_CODECS"), (encoders, "_ENCODERS")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))

@@ -58,13 +58,7 @@ def test_a_recipe_of_another_package_composes() -> None:
     }
 
 
-def test_its_parts_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wavalign_ext.rewards import registry
-    from wavalign_ext.speech.codecs import base as codecs
-
-    # Importing the package registers its parts: in this test only, for other tests list what is known.
-    monkeypatch.setattr(codecs, "_CODECS", dict(codecs._CODECS))
-    monkeypatch.setattr(registry, "_TERMS", dict(registry._TERMS))
+def test_its_parts_do_what_they_say(monkeypatch: pytest.MonkeyPatch, registries: None) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     from wavalign_example.codec import Tones
     from wavalign_example.terms import Brevity

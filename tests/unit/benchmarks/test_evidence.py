@@ -34,10 +34,7 @@ def test_a_single_seed_and_missing_values_are_counted() -> None:
     assert (found.mean, found.seeds, found.answers) == (pytest.approx(2 / 3), 1, 3)
 
 
-def test_noise_hits_its_share_and_hits_the_same_answers_again(answer: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    from wavalign_ext.rewards import registry
-
-    monkeypatch.setattr(registry, "_TERMS", dict(registry._TERMS))  # importing the module registers its term
+def test_noise_hits_its_share_and_hits_the_same_answers_again(answer: object, registries: None) -> None:
     noisy_reward = importlib.import_module("evidence.noisy_reward")
     terms = {"semantic": {"weight": 1, "mode": "exact"}}
     noisy = noisy_reward.Noisy((1.0, 5.0), terms, share=0.3, seed=1)

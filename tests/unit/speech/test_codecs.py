@@ -221,11 +221,8 @@ def test_a_transformers_codec_that_cannot_work_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_codec_of_the_user_s_package_is_known_outside_a_run_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None
 ) -> None:
-    from wavalign_ext.speech.codecs import base as registry
-
-    monkeypatch.setattr(registry, "_CODECS", dict(registry._CODECS))
     (tmp_path / "their_package.py").write_text(
         "from wavalign_ext.speech.codecs import register_codec\n\n"
         "@register_codec('theirs')\ndef make(): return 'a codec'\n"

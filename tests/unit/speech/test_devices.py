@@ -109,8 +109,8 @@ class OnDevice:
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_CODECS", dict(codec._CODECS) | {"on_device": OnDevice})
+def registered(registries: None) -> None:
+    codec.register_codec("on_device")(OnDevice)
 
 
 def test_a_codec_gets_the_device_chosen_and_the_caller_s_wish_goes_first(

@@ -1,7 +1,6 @@
 """What every speech encoder has: the registry, the checks, strict loading, the fingerprint."""
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -28,15 +27,7 @@ class Steps(base.FrozenEncoder):
         return self.network(wave[: len(wave) // 100 * 100].reshape(-1, 100))
 
 
-@pytest.fixture
-def registry() -> Iterator[None]:
-    known = dict(base._ENCODERS)
-    yield
-    base._ENCODERS.clear()
-    base._ENCODERS.update(known)
-
-
-def test_an_encoder_of_another_package_is_found_by_its_name(registry: None) -> None:
+def test_an_encoder_of_another_package_is_found_by_its_name(registries: None) -> None:
     base.register_encoder("steps")(Steps)
     encoder = load_encoder({"type": "steps", "shift": 2})
     assert isinstance(encoder, Steps) and encoder.frames(16000) == 160
