@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import ray
+from transformers import PretrainedConfig
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
@@ -69,5 +70,6 @@ class PairReplica(vLLMReplica):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if getattr(self.model_config.hf_config, "model_type", None) == MODEL_TYPE:
+        # Of the folder: verl hands over its configuration here, not yet the model's.
+        if PretrainedConfig.get_config_dict(self.model_config.path)[0].get("model_type") == MODEL_TYPE:
             self.server_class = ray.remote(PairServer)
