@@ -8,10 +8,12 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import two_at_once
 
 STOCK = """
 import importlib.metadata, json, os, sys
@@ -73,7 +75,7 @@ metadata.distributions = lambda **wanted: (one for one in found(**wanted) if one
 
 def python(script: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", script]
-    return subprocess.run(command, env=INHERITED | environment, capture_output=True, text=True, timeout=300)
+    return two_at_once.run(command, timeout=300, env=INHERITED | environment)
 
 
 def stock(**environment: str) -> dict[str, Any]:
@@ -83,19 +85,26 @@ def stock(**environment: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def without(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Stock verl and vLLM without us, with us installed, and in a run of ours."""
     folder = tmp_path_factory.mktemp("hidden")
     (folder / "sitecustomize.py").write_text(HIDE)
-    return stock(PYTHONPATH=str(folder))
+    run = {"VERL_PLATFORM": "nvidia", "VERL_ENGINE_VENDOR": "wavalign"}
+    return two_at_once.both(partial(stock, PYTHONPATH=str(folder)), stock, partial(stock, **run))
 
 
-def test_plain_verl_and_vllm_are_as_without_us(without: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def without(three: list[dict[str, Any]]) -> dict[str, Any]:
+    return three[0]
+
+
+def test_plain_verl_and_vllm_are_as_without_us(three: list[dict[str, Any]], without: dict[str, Any]) -> None:
     assert "wavalign" not in str(without["registries"]) and without["registries"]["trainers"]
-    assert stock() == without
+    assert three[1] == without
 
 
-def test_a_run_gains_additions_only(without: dict[str, Any]) -> None:
-    ours = stock(VERL_PLATFORM="nvidia", VERL_ENGINE_VENDOR="wavalign")
+def test_a_run_gains_additions_only(three: list[dict[str, Any]], without: dict[str, Any]) -> None:
+    ours = three[2]
     gained = {}
     for registry, entries in without["registries"].items():
         assert ours["registries"][registry].items() >= entries.items(), registry
@@ -111,7 +120,7 @@ def test_a_run_gains_additions_only(without: dict[str, Any]) -> None:
         "estimators": ["wavalign"],
         "losses": [],
         "trainers": ["wavalign"],
-        "agent loops": ["spoken"],
+        "agent loops": ["spoken", "spoken_pairs"],
     }
     assert set(ours["engine"]) == {"wavalign_ext.integration.engine.WavAlignFSDPEngine"}
     # What is for the CPU alone stays away from a GPU.

@@ -1,12 +1,15 @@
 """The same mini-batch on one rank and on two, in micro-batches of 1, 2, 4 and dynamic: the same gradient and λ."""
 
+import functools
 import os
-import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import two_at_once
 
 RELATIVE = 1e-5
 QUICK = [(1, "4"), (2, "dynamic60")]
@@ -18,29 +21,28 @@ REPLAY = Path(__file__).with_name("replay.py")
 KL = ("wavalign.kl.text=0.05", "wavalign.kl.speech=0.02")
 
 
-def replay(model: Path, ranks: int, micro: str, out: Path, *overrides: str, one_pass: bool = True) -> dict:
+@functools.cache
+def replay(model: Path, ranks: int, micro: str, *overrides: str, one_pass: bool = True) -> dict:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
     command += ["--master_addr=127.0.0.1", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
     environment = dict(os.environ, VERL_PLATFORM="cpu", OMP_NUM_THREADS="1", ONE_PASS=str(int(one_pass)))
-    done = subprocess.run(
-        [*command, str(REPLAY), str(model), micro, str(out), *KL, *overrides],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-8000:]
-    return torch.load(out, weights_only=False)
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder) / "out.pt")
+        done = two_at_once.run(
+            [*command, str(REPLAY), str(model), micro, out, *KL, *overrides], timeout=300, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-8000:]
+        return torch.load(out, weights_only=False)
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return replay(model, 1, "1", tmp_path_factory.mktemp("whole") / "out.pt")
+def whole(model: Path) -> dict:
+    return replay(model, 1, "1")
 
 
 @pytest.mark.parametrize(("ranks", "micro"), SPLITS)
-def test_gradients_do_not_depend_on_the_split(model: Path, whole: dict, tmp_path: Path, ranks: int, micro: str) -> None:
-    cut = replay(model, ranks, micro, tmp_path / "out.pt")
+def test_gradients_do_not_depend_on_the_split(model: Path, whole: dict, ranks: int, micro: str) -> None:
+    cut = replay(model, ranks, micro)
     for name, expected in whole["grads"].items():
         difference = (cut["grads"][name] - expected).norm() / expected.norm()
         assert difference < RELATIVE, f"{name}: {difference:.1e}"
@@ -58,10 +60,12 @@ FUSED = "actor_rollout_ref.model.use_fused_kernels=true"
 
 
 @pytest.mark.parametrize("overrides", [(), ("wavalign.kl.speech=0",)], ids=["all tokens", "text rollouts only"])
-def test_the_fused_head_gives_the_same(model: Path, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+def test_the_fused_head_gives_the_same(model: Path, overrides: tuple[str, ...]) -> None:
     micro = "dynamic60"
-    plain = replay(model, 1, micro, tmp_path / "plain.pt", FUSED.replace("true", "false"), *overrides)
-    fused = replay(model, 1, micro, tmp_path / "fused.pt", FUSED, *overrides)
+    plain, fused = two_at_once.both(
+        partial(replay, model, 1, micro, FUSED.replace("true", "false"), *overrides),
+        partial(replay, model, 1, micro, FUSED, *overrides),
+    )
     for name in ("log_probs", "entropy"):
         assert (fused[name] - plain[name]).abs().max() < 1e-5 and plain[name].abs().min() > 0
     for name, expected in plain["grads"].items():
@@ -70,10 +74,11 @@ def test_the_fused_head_gives_the_same(model: Path, tmp_path: Path, overrides: t
     assert fused["loss"] == pytest.approx(plain["loss"], rel=RELATIVE)
 
 
-@pytest.mark.parametrize(("ranks", "micro"), [(1, "dynamic60"), (2, "4")])
-def test_one_pass_gives_the_gradient_of_two(model: Path, tmp_path: Path, ranks: int, micro: str) -> None:
-    two = replay(model, ranks, micro, tmp_path / "two.pt", FUSED, one_pass=False)
-    one = replay(model, ranks, micro, tmp_path / "one.pt", FUSED)
+@pytest.mark.parametrize(("ranks", "micro"), [pytest.param(1, "dynamic60", marks=pytest.mark.slow), (2, "4")])
+def test_one_pass_gives_the_gradient_of_two(model: Path, ranks: int, micro: str) -> None:
+    two, one = two_at_once.both(
+        partial(replay, model, ranks, micro, FUSED, one_pass=False), partial(replay, model, ranks, micro, FUSED)
+    )
     for name, expected in two["grads"].items():
         difference = (one["grads"][name] - expected).norm() / expected.norm()
         assert difference < 1e-6, f"{name}: {difference:.1e}"

@@ -228,11 +228,12 @@ NULL = {
     "mixing.reward_sharpness",
     "mixing.variance_scale",
 }
+NULL |= {"audio_sampling.top_k", "audio_sampling.top_p"}
 NULL |= {"reward.routes.text", "reward.routes.speech", "watchdog.step_timeout_s"}
 # By the name of a key: the types that it may have, apart from null. Written out, so that it does not follow the code.
 TYPES: dict[str, tuple[type, ...]] = {"layout": (str, dict), "codec": (dict,), "input_codec": (dict,), "terms": (dict,)}
 TYPES |= {"audio_root": (str,), "boundary_modality": (str,), "tokens": (str,), "type": (str,), "advantage": (str,)}
-TYPES |= {"max_answers": (int,), "scale": ()}
+TYPES |= {"top_k": (int,), "max_answers": (int,), "scale": ()}
 
 
 def is_wrong(key: str, value: Any) -> bool:

@@ -1,5 +1,8 @@
 """OmegaConf resolvers that the recipes use."""
 
+import functools
+import os
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -18,9 +21,15 @@ def register() -> None:
 
 
 def _pocket(inside: str) -> str:
+    return str(_pocket_dir(os.environ.get("WAVALIGN_CACHE")) / inside)
+
+
+@functools.cache
+def _pocket_dir(cache: str | None) -> Path:
+    """Once a process and cache: a recipe asks for it twenty times, and it hashes sources."""
     from wavalign_ext.pocket import pocket_dir
 
-    return str(pocket_dir() / inside)
+    return pocket_dir()
 
 
 def _gpu_platform() -> str:
