@@ -83,6 +83,11 @@ assert Sampler()(logits, settings).sampled_token_ids.item() == 11 * 301 + 7
 from verl.trainer.ppo.v1 import get_trainer_cls
 assert get_trainer_cls("wavalign").__name__ == "WavAlignTrainer"
 """,
+    "register_models": """
+import verl.workers.config
+from transformers import AutoConfig
+assert AutoConfig.for_model("hearing_qwen2").model_type == "hearing_qwen2"
+""",
     "keep_cpu_weights": """
 import torch, vllm.model_executor.layers.utils as utils
 layer = torch.nn.Linear(64, 64, bias=False)

@@ -60,7 +60,12 @@ def test_sampling_is_seeded_unless_told_otherwise(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(SingleTurnAgentLoop, "run", run)
     loop: Any = SpokenAgentLoop.__new__(SpokenAgentLoop)
     loop.config, loop.rollout_config = OmegaConf.create({"wavalign": node}), SimpleNamespace(seed=7)
-    asyncio.run(loop.run({"temperature": 1.0}, global_steps=2, index=5, session_id=1))
+
+    async def answer() -> None:
+        loop.loop = asyncio.get_running_loop()
+        await loop.run({"temperature": 1.0}, global_steps=2, index=5, session_id=1)
+
+    asyncio.run(answer())
     assert given == [{"temperature": 1.0} | ({"seed": request_seed(7, 2, 5, 1)} if seeded else {})]
 
 
@@ -159,6 +164,7 @@ def test_held_out_prompts_are_rendered_as_the_rollouts_are(world: Any) -> None:
             val_dataset=[{"raw_prompt": messages}],
             target=lambda target: [5, 6],
             layout=setup.layout,
+            wav=SimpleNamespace(audio_root=None),
         )
         return _target_rows(trainer)[0]["prompts"].tolist()
 
