@@ -2,13 +2,14 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import two_at_once
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
@@ -64,7 +65,7 @@ SHELL = {name: value for name, value in os.environ.items() if name not in ("VERL
 def python(script: str, *arguments: str, **environment: str) -> tuple[Any, str]:
     """What the script found, and all that it printed."""
     command = [sys.executable, "-c", script, *arguments]
-    done = subprocess.run(command, env=SHELL | environment, capture_output=True, text=True, timeout=300)
+    done = two_at_once.run(command, timeout=300, env=SHELL | environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))[6:]), done.stdout
 
@@ -91,29 +92,51 @@ def told(config: DictConfig) -> str:
 # --- from the shell to the workers ----------------------------------------------------------------------------------
 
 
+def run_of(recipe: str, **shell: str) -> tuple[dict[str, Any], str, list[str]]:
+    """What a driver of a run finds, what it prints, and what a worker that it starts finds."""
+    driver, printed = python(DRIVER, f"+recipe={recipe}", **shell)
+    return driver, printed, python(WORKER, **driver["workers"])[0]
+
+
+VITA = "wavalign_vita_audio"
+RUNS = {
+    "default": partial(run_of, "wavalign"),
+    "": partial(run_of, VITA),
+    "amd": partial(run_of, VITA, VERL_PLATFORM="amd"),
+    "cpu": partial(run_of, VITA, VERL_PLATFORM="cpu"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[dict[str, Any]]:
+    """Futures of ``RUNS``, two at a time."""
+    with two_at_once.started(RUNS) as found:
+        yield found
+
+
 @NO_ACCELERATOR
-def test_the_default_recipe_on_a_machine_without_an_accelerator() -> None:
-    driver, _ = python(DRIVER, "+recipe=wavalign")
+def test_the_default_recipe_on_a_machine_without_an_accelerator(runs: dict[str, Any]) -> None:
+    driver, _, worker = runs["default"].result()
     assert driver["imported"] == ["cuda", "nvidia"]  # as verl falls back, which no import of ours changes
     assert driver["platform"] == ["cpu", "cpu"] and driver["trainer.device"] == "cpu"
-    worker, _ = python(WORKER, **driver["workers"])
     assert worker == ["cpu", "cpu", "GPU", "CpuFSDPEngineWithLMHead"]
 
 
 @NO_ACCELERATOR
 @pytest.mark.parametrize(
-    ("asked", "vendor", "said"),
+    ("shell", "vendor", "said"),
     [
-        ({}, "nvidia", False),
-        ({"VERL_PLATFORM": "amd"}, "amd", False),
-        ({"VERL_PLATFORM": "cpu"}, "nvidia", "VERL_PLATFORM=nvidia replaces cpu of this shell"),
+        ("", "nvidia", None),
+        ("amd", "amd", None),
+        ("cpu", "nvidia", "VERL_PLATFORM=nvidia replaces cpu of this shell"),
     ],
 )
-def test_a_recipe_for_gpus_on_a_head_node_without_one(asked: dict[str, str], vendor: str, said: str) -> None:
-    driver, printed = python(DRIVER, "+recipe=wavalign_vita_audio", **asked)
+def test_a_recipe_for_gpus_on_a_head_node_without_one(
+    runs: dict[str, Any], shell: str, vendor: str, said: str | None
+) -> None:
+    driver, printed, worker = runs[shell].result()
     assert driver["platform"] == ["cuda", vendor] and driver["trainer.device"] == "cuda"
     assert said in printed if said else "replaces" not in printed
-    worker, _ = python(WORKER, **driver["workers"])
     assert worker == ["cuda", vendor, "GPU", "WavAlignFSDPEngine"]
 
 

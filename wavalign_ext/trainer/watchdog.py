@@ -23,6 +23,7 @@ GRACE_S = 60.0  # between the interrupt and the end of the process, should that 
 Probe = Callable[[], str | None]  # what is wrong, or None
 
 # Not by the machine's proxy: the servers are the cluster's own.
+ANSWER_S = 5.0  # that a look waits for a server's answer
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -102,7 +103,7 @@ def server_probe(name: str, address: str, heartbeat_timeout_s: float) -> Probe:
     def probe() -> str | None:
         nonlocal heard
         try:
-            with _OPENER.open(f"http://{address}/health", timeout=5):
+            with _OPENER.open(f"http://{address}/health", timeout=ANSWER_S):
                 heard = time.monotonic()
                 return None
         except urllib.error.HTTPError as error:
