@@ -42,6 +42,8 @@ class EncoderFacts:
         names = [item.name for item in fields(cls)]
         if not isinstance(node, Mapping) or not {"type", "size", "most", "placeholder"} <= node.keys():
             raise LayoutError(f"{where}: encoder={node!r} is malformed: give type, size, most and placeholder")
+        if "trainable" in node:
+            raise LayoutError(f"{where}, encoder: trainable is not supported: the projector learns; take it out")
         if unknown := [key for key in node if key not in names]:
             raise LayoutError(f"{where}, encoder: key {unknown[0]!r} is not known: its keys are {', '.join(names)}")
         facts = cls(**node)

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from formula_weights import noise, speechlike, tensors_of
+from formula_weights import speechlike
 from safetensors.torch import save_file
+from sensevoice_folder import SMALL, write_cmvn, write_funasr
 
 from wavalign_ext.speech.encoders import load_encoder, sanm
 from wavalign_ext.speech.encoders.fbank import fbank, read_cmvn, stack_frames
 from wavalign_ext.speech.encoders.sensevoice import SenseVoiceSmall
 
-SMALL = sanm.Shape(input=560, size=32, feed_forward=64, kernel=11, blocks=3, last_blocks=2)
 PUBLISHED = sanm.Shape(input=560, size=512, feed_forward=2048, kernel=11, blocks=50, last_blocks=20)
 
 # fmt: off
@@ -46,25 +46,6 @@ SMALL_OUT_BF16 = [  # of 25 s, every 45th row from row 280 and every 4th of 32 c
     0.49414, 0.81641, -0.38086, 0.60938, -0.84375, 0.39453, 0.89062, 0.14062,
 ]
 # fmt: on
-
-
-def write_funasr(folder: Path, shape: sanm.Shape, **changed: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A folder as FunASR publishes it, its CTC head included; returns the tensors of the encoder."""
-    with torch.device("meta"):
-        tensors = tensors_of(sanm.SenseVoice(shape)) | changed
-    folder.mkdir(exist_ok=True)
-    torch.save(tensors | {"ctc.ctc_lo.weight": torch.zeros(30, shape.size)}, folder / "model.pt")
-    write_cmvn(folder / "am.mvn")
-    return tensors
-
-
-def write_cmvn(path: Path, count: int = 560) -> None:
-    shift = " ".join(f"{-12 + value:.6f}" for value in noise("shift", count))
-    scale = " ".join(f"{0.2 + 0.05 * value:.6f}" for value in noise("scale", count))
-    path.write_text(
-        f"<Nnet> \n<Splice> {count} {count} \n[ 0 ]\n<AddShift> {count} {count} \n<LearnRateCoef> 0 [ {shift} ]\n"
-        f"<Rescale> {count} {count}\n<LearnRateCoef> 0 [ {scale} ]\n</Nnet> \n"
-    )
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", metavar="PATH", help="folder of the model; pocket has its own")
     parser.add_argument("--codec", metavar="YAML", help="as wavalign.codec: '{type: transformers, path: …}', or a file")
     parser.add_argument("--input-codec", metavar="YAML", help="of the user's speech, where it is another one")
+    parser.add_argument(
+        "--encoder", metavar="YAML", help="of a layout with user_speech: continuous: '{type: sensevoice, path: …}'"
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="let the tokenizer run code of its folder")
     parser.add_argument(
         "--audio-root", type=Path, metavar="DIR", help="where relative paths start; default: the folder of FILE.jsonl"
@@ -96,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
     from wavalign_ext.data.prepare.lines import read_lines
     from wavalign_ext.data.prepare.setup import set_up
 
-    setup = set_up(args.layout, args.tokenizer, args.codec, args.input_codec, args.trust_remote_code)
+    setup = set_up(args.layout, args.tokenizer, args.codec, args.input_codec, args.trust_remote_code, args.encoder)
     lines = list(read_lines(args.file, args.format))
     _say_shapes(lines)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -140,6 +143,12 @@ def _encode(args: argparse.Namespace, setup: Any, lines: list[Any]) -> dict[Any,
     speed = f", {new_s:.1f} s of speech in {wall_s:.1f} s: {new_s / max(wall_s, 1e-9):.1f} × real time"
     how = f"{speed} with {processes} jobs" if new else ""
     print(f"wavalign: {new} clips encoded{how}; {old} were there already", flush=True)
+    heard = [one for one in done if one.features]
+    if heard:
+        size = sum((args.out / one.features).stat().st_size for one in heard) / len(heard) / 1024
+        vectors = sum(len(one.codes) for one in heard) / len(heard)
+        told = f"{len(heard)} of them through the encoder, {vectors:.0f} vectors and {size:.0f} KiB each on average"
+        print(f"wavalign: {told}", flush=True)
     return found
 
 
@@ -195,8 +204,12 @@ def _make_rows(args: argparse.Namespace, setup: Any, lines: list[Any], encoded: 
 def _write(args: argparse.Namespace, made: list[Any]) -> None:
     from wavalign_ext.data.prepare.files import digest, join_audio, split_off, write_parquet
     from wavalign_ext.data.prepare.rows import verl_row
+    from wavalign_ext.speech.heard import HEARD_FEATURES
 
-    held_out = split_off([digest(checked.prompt) for _, checked, _ in made], args.val_share)
+    # What an encoder heard is not in the prompt, but in files named by their contents.
+    heard = [[clips[clip.name].features for clip in line.sample.heard] for line, _, clips in made]
+    asked = [[checked.prompt, *filter(None, names)] for (_, checked, _), names in zip(made, heard, strict=True)]
+    held_out = split_off([digest(*question) for question in asked], args.val_share)
     rows: dict[str, list[Any]] = {"train": [], "val": []}
     for position, (line, checked, clips) in enumerate(made):
         split = "val" if position in held_out else "train"
@@ -206,7 +219,8 @@ def _write(args: argparse.Namespace, made: list[Any]) -> None:
             "question_audio": join_audio(args.out, [clips[clip.name].audio for clip in line.sample.asked]),
             "answer_audio": join_audio(args.out, [clips[clip.name].audio for clip in line.sample.target]),
         }
-        rows[split].append(verl_row(line.sample, checked, info, args.data_source or args.file.stem))
+        row = verl_row(line.sample, checked, info, args.data_source or args.file.stem)
+        rows[split].append(row | ({HEARD_FEATURES: heard[position]} if any(heard[position]) else {}))
     for split, some in rows.items():
         if some:
             write_parquet(args.out / f"{split}.parquet", some)

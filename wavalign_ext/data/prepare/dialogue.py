@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wavalign_ext.data.prepare.messages import (
+    HEARD,
     SPOKEN,
     Clip,
     SampleError,
@@ -54,6 +55,11 @@ class Sample:
         """The clips that the answer answers: those of the user since the assistant's last turn; none where he wrote."""
         last = max((n for n, turn in enumerate(self.turns) if turn.role == "assistant"), default=-1)
         return [clip for turn in self.turns[last + 1 :] if turn.role == "user" for clip in turn.clips]
+
+    @property
+    def heard(self) -> list[Clip]:
+        """The clips that the model hears, in the prompt's order."""
+        return [clip for turn in self.turns for clip in turn.clips if clip.role == HEARD]
 
     @property
     def clips(self) -> list[Clip]:

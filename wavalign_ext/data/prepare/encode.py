@@ -1,6 +1,7 @@
 """Recordings to codes: in parallel, one thread per process, and each recording once in a lifetime of the output folder.
 
-``codes/KEY.json`` and ``audio/KEY.flac`` hold a clip's codes and what they were made from. KEY is a hash of the file's
+``codes/KEY.json`` and ``audio/KEY.flac`` hold a clip's codes and what they were made from, ``features/KEY.safetensors``
+what an encoder heard. KEY is a hash of the file's
 bytes, the codec (the version of its code, its arguments and the contents of its files) and the limits, so nothing stale
 is ever found; ``codes/VERSION`` says which codecs the last run had.
 """
@@ -22,11 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from wavalign_ext.data.prepare.audio import Limits, clean
+from wavalign_ext.data.prepare.hear import FOLDER, Ears, device_wanted, load_coder, name_and_version
 from wavalign_ext.schema import one_line
 from wavalign_ext.speech import devices
 from wavalign_ext.speech.audio import decode
-from wavalign_ext.speech.codecs import load_codec
-from wavalign_ext.speech.codecs.base import SpeechCodec, codec_version, device_of
+from wavalign_ext.speech.codecs.base import SpeechCodec, codec_version
 from wavalign_ext.speech.waveform import AudioError, check_length
 
 FORMAT = 3  # of the cache: another number, and everything is encoded anew
@@ -48,19 +49,25 @@ class Job:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A clip's codes (C,), where its audio lies in the output folder, its length in s, and whether it was there."""
+    """A clip's codes (C,), where its audio lies in the output folder, its length in s, and whether it was there.
+
+    ``features``: where the vectors lie that an encoder heard; its codes are as many zeros.
+    """
 
     codes: np.ndarray
     audio: str
     seconds: float
     cached: bool
+    features: str | None = None
 
 
 def fingerprint(spec: Mapping[str, Any]) -> str:
     """A hash of a codec's version and arguments, where the contents of files and folders stand for their paths.
 
-    Not of its device: that changes a code only where two are equally near.
+    Not of its device: that changes a code only where two are equally near. An encoder's is of its weights.
     """
+    if "encoder" in spec:
+        return Ears(spec, "cpu").fingerprint()
     digest = hashlib.sha256(str(codec_version(spec)).encode())
     for name, value in sorted(spec.items()):
         if name == "device":
@@ -85,7 +92,10 @@ def _counts(file: Path) -> bool:
 def note_versions(out: Path, specs: Mapping[str, Mapping[str, Any]], prints: Mapping[str, str]) -> str | None:
     """Write which codecs encode from now on; returns why codes in ``out`` cannot be used any more, or None."""
     path, there = out / "codes" / "VERSION", any((out / "codes").glob("*/*.json"))
-    codecs = {r: {"type": s["type"], "version": codec_version(s), "hash": prints[r]} for r, s in sorted(specs.items())}
+    codecs = {}
+    for role, spec in sorted(specs.items()):
+        name, version = name_and_version(spec)
+        codecs[role] = {"type": name, "version": version, "hash": prints[role]}
     try:
         before = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -105,7 +115,7 @@ def note_versions(out: Path, specs: Mapping[str, Mapping[str, Any]], prints: Map
 
 def default_jobs(specs: Mapping[str, Mapping[str, Any]]) -> int:
     """Processes that encode at once: ``PER_GPU`` for each GPU that a codec runs on, else one per core."""
-    gpus = max(devices.spread(device_of(spec) or "cpu") for spec in specs.values())
+    gpus = max(devices.spread(device_wanted(spec)) for spec in specs.values())
     return gpus * PER_GPU or len(os.sched_getaffinity(0))
 
 
@@ -118,7 +128,7 @@ class Encoder:
         self.out, self.specs, self.limits = out, specs, limits
         trim = {"trim_db": limits.trim_db}  # the other limits change which clips pass, not what comes of them
         self._salt = {role: json.dumps([FORMAT, print_, trim]).encode() for role, print_ in prints.items()}
-        self._codecs: dict[str, SpeechCodec] = {}
+        self._codecs: dict[str, SpeechCodec | Ears] = {}
 
     def __call__(self, job: Job) -> Encoded | str:
         """What came of it; a string says why it cannot be used."""
@@ -129,12 +139,17 @@ class Encoder:
             return f"{why} ({repr(job.path)[1:-1][:120]}): correct the path, or --audio-root"
         key = hashlib.sha256(self._salt[job.role] + data).hexdigest()
         codes, audio = (self.out / folder / key[:2] / f"{key}{end}" for folder, end in FILES)
-        found = _read(codes) if audio.is_file() else None
+        features = self.out / FOLDER / key[:2] / f"{key}.safetensors" if "encoder" in self.specs[job.role] else None
+        whole = audio.is_file() and (features is None or features.is_file())
+        heard = None if features is None else _name(features, self.out)
+        found = _read(codes) if whole else None
         codec = None if found else self._codec(job.role)
         try:
             if found:
                 check_length(found["recorded_s"], self.limits.longest_s)
-                return Encoded(np.array(found["codes"], np.int32), _name(audio, self.out), found["seconds"], True)
+                return Encoded(
+                    np.array(found["codes"], np.int32), _name(audio, self.out), found["seconds"], True, heard
+                )
             assert codec is not None
             samples, rate = decode(data, self.limits.longest_s)
             wave = clean(samples, rate, codec.sample_rate, self.limits)
@@ -147,14 +162,17 @@ class Encoder:
             return f"it is shorter than one code ({len(wave) / codec.sample_rate:.3f} s): record it again, or drop it"
         seconds = round(len(wave) / codec.sample_rate, 4)
         _write(audio, _flac(wave, codec.sample_rate))
+        if features is not None:
+            assert isinstance(codec, Ears)
+            codec.save(features)
         _write(codes, json.dumps({"codes": made, "seconds": seconds, "recorded_s": len(samples) / rate}).encode())
-        return Encoded(np.array(made, np.int32), _name(audio, self.out), seconds, False)
+        return Encoded(np.array(made, np.int32), _name(audio, self.out), seconds, False, heard)
 
-    def _codec(self, role: str) -> SpeechCodec:
+    def _codec(self, role: str) -> SpeechCodec | Ears:
         """Loaded when the first clip is not in the cache: a second run needs no codec."""
         if role not in self._codecs:
             twin = next((other for other in self._codecs if self.specs[other] == self.specs[role]), None)
-            self._codecs[role] = load_codec(self.specs[role]) if twin is None else self._codecs[twin]
+            self._codecs[role] = load_coder(self.specs[role]) if twin is None else self._codecs[twin]
         return self._codecs[role]
 
 

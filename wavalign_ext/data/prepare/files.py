@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from wavalign_ext.data.prepare.lines import Line
+from wavalign_ext.speech.heard import HEARD_FEATURES
 
 SCHEMA = pyarrow.schema(
     {
@@ -53,11 +54,13 @@ def digest(*parts: Any) -> str:
 
 
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """verl's parquet, whole or not at all."""
+    """verl's parquet, whole or not at all; with a column for what an encoder heard where the rows have it."""
+    heard = pyarrow.field(HEARD_FEATURES, pyarrow.list_(pyarrow.string()))
+    schema = SCHEMA.append(heard) if HEARD_FEATURES in rows[0] else SCHEMA
     part = path.with_name(path.name + ".part")
-    with pyarrow.parquet.ParquetWriter(part, SCHEMA) as writer:
+    with pyarrow.parquet.ParquetWriter(part, schema) as writer:
         for start in range(0, len(rows), 1000):
-            writer.write_table(pyarrow.Table.from_pylist(list(rows[start : start + 1000]), SCHEMA))
+            writer.write_table(pyarrow.Table.from_pylist(list(rows[start : start + 1000]), schema))
     os.replace(part, path)
 
 

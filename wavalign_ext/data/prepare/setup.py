@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from wavalign_ext.data.prepare.hear import encoder_spec
 from wavalign_ext.data.prepare.messages import HEARD, SPOKEN
 from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.layout import Layout, ResolvedLayout, load_layout
@@ -27,11 +28,12 @@ def set_up(
     codec: str | Mapping[str, Any] | None = None,
     input_codec: str | Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
+    encoder: str | Mapping[str, Any] | None = None,
 ) -> Setup:
     """Load everything, so that what does not fit is said before any audio is read.
 
     The layout ``pocket`` has defaults for all; elsewhere the user's speech takes the same codec as the answer's unless
-    ``input_codec`` says otherwise.
+    ``input_codec`` says otherwise, or the layout hears through ``encoder``.
 
     Raises:
         ValueError: an argument is missing or wrong; layout, tokenizer and codecs do not belong together.
@@ -57,20 +59,30 @@ def set_up(
     except (OSError, ValueError) as error:
         raise ValueError(f"--tokenizer={tokenizer!r} does not load: give the folder of the model") from error
     heard = None if input_codec is None else _spec(input_codec, "--input-codec")
-    return assemble(found, loaded, _spec(codec, "--codec"), heard)
+    ears = None if encoder is None else _spec(encoder, "--encoder")
+    return assemble(found, loaded, _spec(codec, "--codec"), heard, ears)
 
 
 def assemble(
-    layout: Layout, tokenizer: Any, codec: Mapping[str, Any], input_codec: Mapping[str, Any] | None = None
+    layout: Layout,
+    tokenizer: Any,
+    codec: Mapping[str, Any],
+    input_codec: Mapping[str, Any] | None = None,
+    encoder: Mapping[str, Any] | None = None,
 ) -> Setup:
     """Check that a layout, a loaded tokenizer and codecs belong together. Raises as :func:`set_up`."""
     resolved = layout.resolve(tokenizer)
-    specs = {HEARD: codec if input_codec is None else input_codec, SPOKEN: codec}
+    ears = encoder_spec(layout, encoder)
+    if ears is not None and input_codec is not None:
+        raise ValueError(f"layout {layout.name!r} hears through an encoder: take the input codec out")
+    specs = {HEARD: ears or input_codec or codec, SPOKEN: codec}
     sizes = {
         HEARD: resolved.user_speech_end - resolved.user_speech_start,
         SPOKEN: resolved.speech_end - resolved.speech_start,
     }
     for role, spec in specs.items():
+        if "encoder" in spec:
+            continue
         size = load_codec(spec, device="cpu").codebook_size  # only asked for its size
         if size != sizes[role]:
             raise ValueError(
