@@ -19,6 +19,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from wavalign_ext import models
+from wavalign_ext.models.hearing_qwen2 import HearingQwen2Config, HearingQwen2ForCausalLM
 from wavalign_ext.speech.layout import Layout, ResolvedLayout, load_layout
 from wavalign_ext.speech.turn_grammar import BEGIN, CODE, END, EOS, NEVER, TEXT, kinds_of_ids
 
@@ -101,6 +103,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
     """
     import torch
 
+    models.register()
     twin = TWINS[name]
     tokenizer = build_tokenizer(name, folder)
     layout = twin_layout(name).resolve(tokenizer, twin.vocab_size)
@@ -118,8 +121,11 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
         pad_token_id=tokenizer.convert_tokens_to_ids(twin.pad),
         bos_token_id=None,
     )
-    if twin.family == "glm":
-        model: Any = GlmForCausalLM(GlmConfig(**sizes, head_dim=hidden // 2))
+    if name == "vita_audio_plus_vanilla":
+        heard: Any = dict(audio_token_id=layout.user_speech_start, audio_feature_size=512, audio_most=504)
+        model: Any = HearingQwen2ForCausalLM(HearingQwen2Config(**sizes, **heard))
+    elif twin.family == "glm":
+        model = GlmForCausalLM(GlmConfig(**sizes, head_dim=hidden // 2))
     else:
         model = Qwen2ForCausalLM(Qwen2Config(**sizes))
     make_it_speak(model, layout)

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from wavalign_ext.checkpoints import glm4_voice, vita_audio
+from wavalign_ext import models
+from wavalign_ext.checkpoints import glm4_voice, vita_audio, vita_audio_plus
 from wavalign_ext.checkpoints.plan import ConvertError, Plan, read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -39,6 +40,8 @@ def convert(kind: str, source: Path, target: Path) -> Plan:
         write_chat_template(folder, plan.layout)
         check_tokenizer(folder, plan)
         move_weights(source, folder, plan)
+        if plan.beside is not None:
+            plan.beside(source, folder)
         plan.config.save_pretrained(folder)
         (folder / "generation_config.json").write_text(json.dumps(plan.generation, indent=2) + "\n")
     return plan
@@ -106,10 +109,21 @@ def weight_files(source: Path) -> list[str]:
     return names
 
 
+def tensors_of(folder: Path, files: Sequence[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a folder's safetensors, or of some ``files`` of it, by name. Raises as :func:`weight_files`."""
+    from safetensors import safe_open
+
+    for file in weight_files(folder) if files is None else files:
+        with safe_open(folder / file, framework="pt") as tensors:
+            for name in tensors.keys():
+                yield name, tensors.get_tensor(name)
+
+
 def shapes(config: Any) -> dict[str, torch.Size]:
     """Name and shape of each tensor that the class of ``config`` stores; no memory is used."""
     from transformers import AutoModelForCausalLM
 
+    models.register()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     stored = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -142,6 +156,7 @@ def write_chat_template(folder: Path, layout: str) -> None:
 
 KINDS: dict[str, Callable[[Path, dict[str, Any]], Plan]] = {
     "vita-audio": vita_audio.plan,
+    "vita-audio-plus": vita_audio_plus.plan,
     "glm4-voice": glm4_voice.plan,
 }
 
@@ -152,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="wavalign convert",
         description="Rewrite a published spoken dialogue model so that transformers, verl and vLLM load it as it is.",
         epilog="vita-audio: Balance or Boost (qwen2_mtp) without its MTP layers, a Qwen2ForCausalLM. "
+        "vita-audio-plus: Plus-Vanilla (qwen2_mtp_sensevoice), a HearingQwen2ForCausalLM and its encoder. "
         "glm4-voice: GLM-4-Voice 9B (chatglm), a GlmForCausalLM with a fast tokenizer.",
     )
     parser.add_argument("kind", choices=sorted(KINDS), help="what SRC is")

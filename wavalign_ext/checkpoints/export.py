@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from wavalign_ext.checkpoints import vita_audio_plus
 from wavalign_ext.checkpoints.convert import new_folder
 from wavalign_ext.speech.layout import LayoutError, load_layout
 
@@ -27,8 +28,13 @@ class ExportError(ValueError):
     """A run folder that cannot be exported. The message names what is missing and the remedy."""
 
 
-def export(run: Path, target: Path, step: int | None = None, dtype: str = "checkpoint") -> Path:
+def export(
+    run: Path, target: Path, step: int | None = None, dtype: str = "checkpoint", published: bool = False
+) -> Path:
     """Write checkpoint ``step`` (the newest by default) of ``run`` to the new folder ``target``; returns its source.
+
+    Args:
+        published: as the model's publisher has it, with the encoder that ``wavalign convert`` put aside.
 
     Raises:
         ExportError: no checkpoint, or a run of another kind.
@@ -42,6 +48,9 @@ def export(run: Path, target: Path, step: int | None = None, dtype: str = "check
         merge(actor, folder, DTYPES[dtype])
         _write_layout(config, folder)
         _write_generation(config, folder)
+        if published:
+            model = Path(config.actor_rollout_ref.model.path)
+            vita_audio_plus.publish(folder, model / vita_audio_plus.FOLDER)
     return actor
 
 
@@ -118,9 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", choices=sorted(DTYPES), default="checkpoint", help="of the weights; default: as they were trained"
     )
+    parser.add_argument(
+        "--published", action="store_true", help="with its encoder, for VITA-Audio's own code (vita-audio-plus)"
+    )
     arguments = parser.parse_args(argv)
     try:
-        source = export(arguments.run, arguments.target, arguments.step, arguments.dtype)
+        source = export(arguments.run, arguments.target, arguments.step, arguments.dtype, arguments.published)
     except (ValueError, OSError, ImportError) as error:
         print(f"wavalign export: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

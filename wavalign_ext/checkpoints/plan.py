@@ -28,7 +28,8 @@ class Plan:
     """What becomes of one source folder.
 
     ``config`` is of transformers and says the class; ``move`` gives the tensors that one tensor of SRC becomes (none
-    to drop it); ``tokenizer`` writes the tokenizer from SRC to DST; ``generation`` are the settings for inference.
+    to drop it); ``tokenizer`` writes the tokenizer from SRC to DST; ``generation`` are the settings for inference;
+    ``beside`` writes from SRC to DST what is no part of the class.
     """
 
     config: Any
@@ -36,6 +37,7 @@ class Plan:
     tokenizer: Callable[[Path, Path], None]
     generation: dict[str, Any]
     layout: str
+    beside: Callable[[Path, Path], None] | None = None
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -47,7 +47,7 @@ def plan(source: Path, config: dict[str, Any]) -> Plan:
     from transformers import Qwen2Config
 
     if config.get("model_type") == "qwen2_mtp_sensevoice":
-        raise ConvertError("VITA-Audio Plus hears through a SenseVoice encoder: convert Balance or Boost")
+        raise ConvertError("VITA-Audio Plus hears through a SenseVoice encoder: its kind is vita-audio-plus")
     require_type(config, "qwen2_mtp", source)
     layers, drafting = config["num_hidden_layers"], config.get("num_nextn_predict_layers", 1)
     if not 0 <= drafting < layers:
@@ -55,7 +55,7 @@ def plan(source: Path, config: dict[str, Any]) -> Plan:
     kept = {key: config[key] for key in KEPT if key in config}
     plain = Qwen2Config(**kept, num_hidden_layers=layers - drafting, dtype=config.get("torch_dtype"))
     plain.architectures = ["Qwen2ForCausalLM"]
-    generation = _generation(source)
+    generation = generation_of(source)
     turns = tuple(generation.pop("mtp_inference_mode", ()))
     return Plan(
         config=plain,
@@ -79,6 +79,7 @@ class _Mover:
         return [(name, tensor)]
 
 
-def _generation(source: Path) -> dict[str, Any]:
+def generation_of(source: Path) -> dict[str, Any]:
+    """The folder's settings for inference; none where there is no such file."""
     path = source / "generation_config.json"
     return read_json(path) if path.is_file() else {}

@@ -130,7 +130,7 @@ def test_a_row_has_pocket_s_columns_and_its_audio_lies_beside_it(world: Any, twe
     assert row["reward_model"] == {"style": "rule", "ground_truth": "three plus four is seven"}
     assert re.fullmatch(r"(<\|heard_\d+\|>){13,16}", row["prompt"][0]["content"])
     setup = world.setup()
-    spoken = encode.load_codec(setup.specs["spoken"])
+    spoken = encode.load_coder(setup.specs["spoken"])
     from wavalign_ext.speech.audio import load_audio
 
     again = spoken.encode(load_audio(out / row["extra_info"]["answer_audio"], spoken.sample_rate))
