@@ -31,12 +31,13 @@ SMALL = [
     "trainer.save_freq=-1",
     "trainer.test_freq=-1",
 ]
-RECIPES = {"glm4_voice": "wavalign_glm4_voice"}
+RECIPES = {"glm4_voice": "wavalign_glm4_voice", "vita_audio_plus_vanilla": "wavalign_vita_audio_plus"}
 SLOW = pytest.mark.slow
 # A random model breaks the schedule soon; with constrained_decoding it cannot, and the way back is exact.
 CASES = [
     pytest.param("vita_audio_balance", False, id="vita_audio_balance"),
     pytest.param("vita_audio_boost", True, id="vita_audio_boost, held", marks=SLOW),
+    pytest.param("vita_audio_plus_vanilla", False, id="vita_audio_plus_vanilla", marks=SLOW),
     pytest.param("glm4_voice", False, id="glm4_voice", marks=SLOW),
     pytest.param("glm4_voice", True, id="glm4_voice, held", marks=SLOW),
     pytest.param("step_audio2_mini", True, id="step_audio2_mini, held", marks=SLOW),
@@ -67,6 +68,7 @@ def test_two_steps(name: str, held: bool, tmp_path: Path) -> None:
         f"actor_rollout_ref.model.path={model}",
         f"data.train_files={rows}",
         f"data.val_files={rows}",
+        f"wavalign.audio_root={tmp_path}",
         f"wavalign.constrained_decoding={str(held).lower()}",
         # Cut off by top_p or held, the sampler's distribution is not the policy's; without, the two must agree.
         f"actor_rollout_ref.rollout.top_p={0.9 if held else 1.0}",

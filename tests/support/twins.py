@@ -142,12 +142,20 @@ def twin_layout(name: str) -> Layout:
 def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int = 40) -> Path:
     """A parquet file of rows for the twin: a heard question, a text and a speech target. Nothing to listen to."""
     import pandas
+    import torch
+
+    from wavalign_ext.speech.heard import save_features
 
     twin, chat = TWINS[name], load_layout(name).chat
     system = [{"role": "system", "content": text}] if (text := chat.system_message(user_speaks=True)) else []
     table = []
     for row in range(rows):
         question = "".join(twin.pattern.format((37 * row + 11 * n) % twin.codes) for n in range(heard))
+        vectors = []
+        if (facts := twin_layout(name).encoder) is not None:
+            question, vectors = facts.placeholder * (heard + row), [f"features/{row}.safetensors"]
+            noise = torch.randn(heard + row, facts.size, generator=torch.Generator().manual_seed(row))
+            save_features(path.parent / vectors[0], noise.bfloat16(), facts.type, "twin")
         target = [(101 * row + 7 * n) % twin.codes for n in range(codes)]
         table.append(
             {
@@ -157,6 +165,7 @@ def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int
                 "target_text": "it is four",
                 "target_speech": target,
                 "extra_info": {"index": row, "question": "two plus two"},
+                **({"heard_features": vectors} if vectors else {}),
             }
         )
     pandas.DataFrame(table).to_parquet(path)

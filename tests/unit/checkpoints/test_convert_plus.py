@@ -75,7 +75,7 @@ def test_it_hears_as_the_published_order_of_operations_does(published: Path, con
     source = {name: value.float() for name, value in tensors_in(published).items()}
     heard, part = torch.randn(5, SIZE), "model.audio_projection."
     norm = [source[f"{part}pre_proj_layernorm.{name}"] for name in ("weight", "bias")]
-    x = torch.nn.functional.layer_norm(heard, (SIZE,), *norm)
+    x = torch.nn.functional.layer_norm(heard, (SIZE,), norm[0], norm[1])
     x = torch.nn.functional.gelu(x @ source[f"{part}mlp.0.weight"].T) @ source[f"{part}mlp.2.weight"].T
     ids = [11, 151674, *[151676] * 5, 151675, 12]
     embedded = source["model.embed_tokens.weight"][ids]
