@@ -6,12 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
 import pytest
 import soundfile
+import two_at_once
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
@@ -221,44 +226,55 @@ def test_adapters_elsewhere_pass(pocket: Path, targets: str) -> None:
 
 def run_main(*overrides: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "+recipe=wavalign", "trainer.total_training_steps=1"]
-    command += overrides
     inherited = {name: value for name, value in os.environ.items() if name != "VERL_PLATFORM"}
-    return subprocess.run(command, env=inherited | environment, capture_output=True, text=True, timeout=300)
+    return two_at_once.run([*command, *overrides], timeout=300, env=inherited | environment)
 
 
-def test_a_plugin_that_fails_stops_the_run_with_its_cause(tmp_path: Path) -> None:
-    # A package whose import breaks the plugin, found before the real one.
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Break:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'wavalign_ext.integration.patches':\n"
-        "            raise ImportError('broken on purpose')\n"
-        "sys.meta_path.insert(0, Break())\n"
-    )
-    done = run_main(PYTHONPATH=str(tmp_path))
+# A package whose import breaks the plugin, found before the real one.
+BREAKS = """
+import sys
+class Break:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'wavalign_ext.integration.patches':
+            raise ImportError('broken on purpose')
+sys.meta_path.insert(0, Break())
+"""
+REFUSED = {
+    "wavalign.mixing.lambda_max=null": "wavalign.mixing.lambda_max=None is not allowed: a number in [0, 1]",
+    "actor_rollout_ref.actor.kl_loss_coef=0.01": "actor_rollout_ref.actor.kl_loss_coef=0.01 would do nothing",
+    "data.max_response_length=20": "more than data.max_response_length",  # found last: all before it passes
+}
+
+
+@pytest.fixture(scope="module")
+def runs(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
+    """verl's own command, with what ends it; two at a time."""
+    folder = tmp_path_factory.mktemp("breaks")
+    (folder / "sitecustomize.py").write_text(BREAKS)
+    calls: dict[str, Any] = {override: partial(run_main, override) for override in REFUSED}
+    calls |= {"broken": partial(run_main, PYTHONPATH=str(folder))}
+    calls |= {"switched off": partial(run_main, VERL_USE_EXTERNAL_PLUGINS="none")}
+    with two_at_once.started(calls) as found:
+        yield found
+
+
+def test_a_plugin_that_fails_stops_the_run_with_its_cause(runs: dict[str, Future]) -> None:
+    done = runs["broken"].result()
     assert done.returncode != 0
     assert "wavalign: the plugin failed to load" in done.stderr and "broken on purpose" in done.stderr
     assert "Traceback" in done.stderr  # loud where it happened
     assert "ray init" not in done.stdout
 
 
-def test_a_plugin_that_is_switched_off_stops_the_run() -> None:
-    done = run_main(VERL_USE_EXTERNAL_PLUGINS="none")
+def test_a_plugin_that_is_switched_off_stops_the_run(runs: dict[str, Future]) -> None:
+    done = runs["switched off"].result()
     assert done.returncode != 0
     assert "verl did not load the plugin" in done.stderr and "ray init" not in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("wavalign.mixing.lambda_max=null", "wavalign.mixing.lambda_max=None is not allowed: a number in [0, 1]"),
-        ("actor_rollout_ref.actor.kl_loss_coef=0.01", "actor_rollout_ref.actor.kl_loss_coef=0.01 would do nothing"),
-        ("data.max_response_length=20", "more than data.max_response_length"),  # found last: all before it passes
-    ],
-)
-def test_verl_s_own_command_ends_with_one_line(pocket: Path, override: str, message: str) -> None:
-    done = run_main(override)
+@pytest.mark.parametrize(("override", "message"), REFUSED.items())
+def test_verl_s_own_command_ends_with_one_line(runs: dict[str, Future], override: str, message: str) -> None:
+    done = runs[override].result()
     assert done.returncode == 1 and "ray init" not in done.stdout
     assert [line for line in done.stderr.splitlines() if message in line] == done.stderr.splitlines()[-1:]
     assert "Traceback" not in done.stderr
