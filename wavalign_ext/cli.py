@@ -9,6 +9,7 @@ from collections.abc import Sequence
 # name: (module with a ``main``, what it does)
 COMMANDS = {
     "prepare": ("wavalign_ext.data.prepare.command", "spoken dialogues in JSONL to verl's parquet"),
+    "pairs": ("wavalign_ext.data.pairs.command", "pairs of a better and a worse answer, for the preference objectives"),
     "pocket": ("wavalign_ext.pocket.__main__", "build the embedded default: voices, codecs, data and a small model"),
     "doctor": ("wavalign_ext.checks.doctor", "check this machine and a recipe's parts before a run"),
     "config": ("wavalign_ext.checks.show_config", "the keys of a recipe: value, what each takes, what it is for"),

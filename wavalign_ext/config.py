@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from wavalign_ext.schema import ConfigError, Section, build, refusal
+from wavalign_ext.schema import ConfigError, Section, build, plain, refusal
 
 __all__ = ["ConfigError", "WavAlignConfig"]
 
@@ -61,6 +61,25 @@ class TokenChoice(Section):
         return text or speech
 
 
+class PairsConfig(Section):
+    """What the objectives over pairs take (docs/preference.md)."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """β, how much a gap between the two answers counts: large keeps the policy near the reference."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """How often the order of a pair is taken to be wrong, with ``objective: dpo``."""
+    reference_free: bool = False
+    """Whether the gap is the policy's alone, without the reference policy's."""
+    length_normalized: bool = False
+    """Whether an answer counts by the mean log-prob of its preferred tokens, not by the sum."""
+    target_margin: float = Field(default=0.0, ge=0)
+    """γ, the least that β times the gap shall be, with ``objective: dpo``. With ``reference_free`` and
+    ``length_normalized`` it is SimPO's (arXiv 2405.14734)."""
+    min_gap: float | None = Field(default=None, ge=0)
+    """The least difference in reward between the best and the worst rollout of a prompt. Null: a quarter of the reward
+    scale's width, 1 on 1 to 5."""
+
+
 class PreferenceConfig(TokenChoice):
     """The policy gradient on rollouts (w_t of docs/method.md)."""
 
@@ -74,6 +93,30 @@ class PreferenceConfig(TokenChoice):
     """How a reward becomes an advantage. ``grpo``: minus the mean of the prompt's rollouts, over their standard
     deviation (without the latter where ``algorithm.norm_adv_by_std_in_grpo=false``: Dr. GRPO, arXiv 2503.20783).
     ``rloo``: minus the mean of the prompt's other rollouts (arXiv 2402.14740)."""
+    objective: Literal["grpo", "dpo", "ipo"] = "grpo"
+    """``grpo``: a policy gradient on all rollouts. ``dpo``, ``ipo``: the better of two answers against the worse."""
+    pairs: PairsConfig = PairsConfig()
+    """What ``dpo`` and ``ipo`` take."""
+
+    @model_validator(mode="after")
+    def _only_keys_of_its_objective(self) -> Self:
+        unused = {"pairs": list(PairsConfig.model_fields)} if self.objective == "grpo" else {"": ["advantage"]}
+        if self.objective == "ipo":
+            unused["pairs"] = ["label_smoothing", "target_margin"]
+        for section, names in unused.items():
+            node = self.pairs if section else self
+            for name in names:
+                value, default = getattr(node, name), type(node).model_fields[name].default
+                if value != default:
+                    key = f"{KEY}.preference.{section}{'.' * bool(section)}{name}"
+                    why = f"preference.objective={self.objective} does not use it. Leave it at {plain(default)}."
+                    raise ConfigError(refusal(key, value, why))
+        return self
+
+    @property
+    def paired(self) -> bool:
+        """Whether the objective is over pairs of answers."""
+        return self.objective != "grpo"
 
 
 class AnchorConfig(TokenChoice):
@@ -149,9 +192,11 @@ class RewardConfig(Section):
 
     scale: Annotated[tuple[float, float], Field(strict=False), AfterValidator(_scale)] = (1.0, 5.0)
     """[low, high] that every term scores on."""
-    terms: dict[str, Any] = Field(default_factory=dict)
+    terms: Annotated[dict[str, Any], BeforeValidator(lambda terms: {} if terms is None else terms)] = Field(
+        default_factory=dict
+    )
     """``name: {weight: 1, type: name, ...}``. The weights are divided by their sum; a term of weight 0 is scored and
-    shown but does not count. The other keys are the term's own."""
+    shown but does not count. The other keys are the term's own. Null: none, where nothing is scored."""
     routes: RoutesConfig = RoutesConfig()
     """Terms of one modality's own."""
 
@@ -276,6 +321,28 @@ class WavAlignConfig(Section):
                 )
                 raise ConfigError(refusal(key, getattr(section, key.rsplit(".", 1)[1]), why))
         return self
+
+    @model_validator(mode="after")
+    def _a_pair_has_one_order(self) -> Self:
+        if self.preference.paired and self.reward.routed:
+            why = f"preference.objective={self.preference.objective} orders answers by the total. Take it out."
+            route, names = next(iter(self.reward.routed.items()))
+            raise ConfigError(refusal(f"{KEY}.reward.routes.{route}", names, why))
+        return self
+
+    @property
+    def min_gap(self) -> float:
+        """The least difference in reward between the two answers of a pair of rollouts."""
+        low, high = self.reward.scale
+        return (high - low) / 4 if self.preference.pairs.min_gap is None else self.preference.pairs.min_gap
+
+    @property
+    def referenced(self) -> frozenset[str]:
+        """The modalities whose tokens the reference policy scores: of a KL term, and of an objective over pairs."""
+        of_pairs = self.preference.paired and not self.preference.pairs.reference_free
+        chosen = MODALITIES if self.preference.tokens == "all" else (self.preference.tokens,)
+        kl = [name for name in MODALITIES if getattr(self.kl, name) > 0]
+        return frozenset(kl) | (frozenset(chosen) if of_pairs else frozenset())
 
     @property
     def uses_preference(self) -> bool:

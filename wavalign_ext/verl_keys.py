@@ -44,6 +44,7 @@ ACTS: dict[str, tuple[str, ...]] = {
     "critic": (),
     "distillation": (),
 }
+OFFLINE = "wavalign_offline"  # the trainer for pairs of the data
 TERMS = "score answers with wavalign.reward.terms.NAME={type: 'your.module:NAME'} (docs/rewards.md)"
 JUDGE = "score answers with wavalign.reward.terms.NAME={type: judge, ...} (docs/rewards.md)"
 KL = "set wavalign.kl.text and wavalign.kl.speech, whose penalty is k3"
@@ -209,6 +210,11 @@ class ActorKeys(_Read):
         }
 
 
+class AgentKeys(_Read):
+    agent_loop_manager_class: str | None = None
+    """What asks for rollouts. Null: verl's."""
+
+
 class RolloutKeys(_Read):
     n: int = Field(ge=1)
     """Rollouts of a prompt; an advantage compares them."""
@@ -216,6 +222,8 @@ class RolloutKeys(_Read):
     """Of the sampled answers; log-probs are taken at it too."""
     calculate_log_probs: bool
     """Whether the rollout engine's log-probs come along, for the metrics that compare it with the trainer."""
+    agent: AgentKeys
+    """verl's agent loops, which ask for rollouts."""
 
 
 class ActorRolloutKeys(_Read):
@@ -267,7 +275,7 @@ class DataKeys(_Read):
 
 class TrainerModeKeys(_Read):
     trainer_mode: str
-    """Must be wavalign."""
+    """wavalign, or wavalign_offline for pairs of the data."""
 
 
 class TrainerKeys(_Read):
@@ -310,6 +318,11 @@ class VerlKeys(_Read):
     """The run."""
     reward: RewardKeys
     """The reward."""
+
+    @property
+    def offline(self) -> bool:
+        """Whether the run trains on pairs of the data, without rollouts."""
+        return self.trainer.v1.trainer_mode == OFFLINE
 
     @classmethod
     def of(cls, config: DictConfig) -> Self:

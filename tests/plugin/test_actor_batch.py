@@ -45,6 +45,7 @@ def planned(
         "response_mask": nested([[1] * len(answer) for answer in answers]),
         "modality": nested([Layout().modality(answer).long() for answer in answers]),
         "scored": torch.tensor([1, 1, 1, 0, 1]),
+        "pair": torch.tensor([0, 0, -1, 1, 1]),
     }
 
     def get(keys: list[str], *_: Any, select_fields: list[str]) -> Any:
@@ -144,3 +145,18 @@ def test_rows_of_a_prompt_weigh_by_its_own_gate(monkeypatch: pytest.MonkeyPatch)
     for row, factor in ((0, 0.5 / 0.75), (1, 1 / 0.75)):
         torch.testing.assert_close(gated.new_rows[row]["anchor_weight"], factor * plain.new_rows[row]["anchor_weight"])
     assert gated.new_rows[-1]["preference_weight"].sum() == 0
+
+
+@pytest.mark.parametrize("length_normalized", [False, True])
+def test_under_pairs_a_row_weighs_by_its_tokens_and_the_mini_batch_s_pairs(
+    monkeypatch: pytest.MonkeyPatch, length_normalized: bool
+) -> None:
+    preference = {"tokens": "all", "objective": "dpo", "pairs": {"length_normalized": length_normalized}}
+    plan = planned(monkeypatch, preference=preference, skips=False)
+    weights = [row["preference_weight"] for row in plan.rollout_columns]
+    lengths = [3, 2, 4, 2, 2]
+    for row, (weight, length) in enumerate(zip(weights, lengths, strict=True)):
+        wanted = 0.0 if row == 2 else 1 / 2 / (length if length_normalized else 1)
+        assert weight.tolist() == pytest.approx([wanted] * length)
+    fields = plan.meta(0.25).fields
+    assert "old_log_probs" not in fields and "advantages" in fields  # ρ is 1

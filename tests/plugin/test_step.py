@@ -45,6 +45,8 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             "responses": nested(ids),
             "response_mask": nested([torch.ones_like(row) for row in ids]),
             "rm_scores": nested(scores),
+            "old_log_probs": nested([-torch.arange(1.0, len(row) + 1) for row in ids]),
+            "ref_log_prob": nested([-torch.ones(len(row)) for row in ids]),
             "uid": NonTensorStack("a", "a", "b", "a"),
         }
         return TensorDict(columns, batch_size=len(rows))
@@ -73,7 +75,7 @@ def test_the_rollouts_are_those_that_verl_did_not_copy(queue: dict[str, Any]) ->
         1,
         1,
     ]
-    assert rollouts.logp is rollouts.entropy is rollouts.reference is None
+    assert rollouts.entropy is None and rollouts.logp is not None and rollouts.logp.shape == (3, 5)
 
 
 def test_the_preference_is_on_the_tokens_that_the_key_says(queue: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ def test_it_is_the_mean_over_the_targets_tokens(monkeypatch: pytest.MonkeyPatch)
 
     from wavalign_ext.method.anchor import supervised_row
     from wavalign_ext.method.token_weights import ANCHOR
-    from wavalign_ext.trainer import validation_nll
+    from wavalign_ext.trainer import scoring, validation_nll
 
     targets, prompts = [[5, 11, 12, 1], [6, 13, 14, 1], [7, 1]], [[2, 3], [2, 3, 4], [2]]
     modality = [(torch.tensor(target) >= 10).long() for target in targets]
@@ -38,7 +38,7 @@ def test_it_is_the_mean_over_the_targets_tokens(monkeypatch: pytest.MonkeyPatch)
         return {"log_probs": queue["log_probs"], "response_mask": mask}
 
     fake = SimpleNamespace(kv_batch_put=put, kv_batch_get=get, kv_clear=lambda **cleared: queue.update(cleared=cleared))
-    monkeypatch.setattr(validation_nll, "tq", fake)
+    monkeypatch.setattr(scoring, "tq", fake)
     monkeypatch.setattr(validation_nll, "_target_rows", lambda trainer: list(rows))
     rollout = SimpleNamespace(log_prob_use_dynamic_bsz=True, log_prob_micro_batch_size_per_gpu=None)
     trainer = SimpleNamespace(

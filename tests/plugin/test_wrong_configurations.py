@@ -19,6 +19,9 @@ from wavalign_ext.schema import Section, sections
 
 RECIPES = sorted(path.stem for path in Path(__file__).parents[2].glob("recipes/wavalign_recipes/recipe/*.yaml"))
 ACTOR, CORRECTION = "actor_rollout_ref.actor", "algorithm.rollout_correction"
+DPO = "wavalign.preference.objective=dpo"
+OFFLINE = "trainer.v1.trainer_mode=wavalign_offline wavalign.reward.terms=null"
+NO_KL = "wavalign.kl.text=0 wavalign.kl.speech=0"
 NOTHING, CHOICE = "would do nothing", "is not allowed: one of"
 
 # KEY=VALUE [KEY=VALUE ...], and what the line says after the last key's name.
@@ -50,6 +53,21 @@ WRONG = {
     "wavalign.preference.tokens=sound": CHOICE,
     "wavalign.preference.text_weight=.inf": "=inf is not allowed",
     "wavalign.preference.advantage=gae": CHOICE,
+    "wavalign.preference.objective=kto": CHOICE,
+    f"{OFFLINE} wavalign.preference.objective=grpo": "trains on pairs from the data: choose dpo or ipo",
+    f"{OFFLINE} {DPO} wavalign.kl.text=0.1": "the penalty is over the policy's own answers",
+    f"{OFFLINE} {DPO} {NO_KL} {ACTOR}.use_kl_loss=true": "scores the reference once",
+    f"{OFFLINE} {DPO} {NO_KL} {ACTOR}.use_kl_loss=false actor_rollout_ref.rollout.n=4": "a pair has two answers",
+    "wavalign.preference.pairs.beta=0.2": "=0.2 is not allowed: preference.objective=grpo does not use it",
+    f"{DPO} wavalign.preference.pairs.beta=0": "=0 is not allowed: a number > 0",
+    f"{DPO} wavalign.preference.advantage=rloo": "='rloo' is not allowed: preference.objective=dpo does not use it",
+    "wavalign.preference.objective=ipo wavalign.preference.pairs.label_smoothing=0.1": "objective=ipo does not use it",
+    f"{DPO} wavalign.preference.tokens=all wavalign.reward.routes.speech=[semantic]": "orders answers by the total",
+    f"{DPO} {NO_KL} {ACTOR}.use_kl_loss=false": "compares with a reference policy",
+    f"{DPO} {ACTOR}.clip_ratio_c=4": "=4 is not allowed: .*dpo does not use it: leave it at 3.0",
+    f"{DPO} {ACTOR}.policy_loss.loss_mode=gspo": "has its own loss: leave it at vanilla",
+    f"{DPO} algorithm.norm_adv_by_std_in_grpo=false": "norms no advantage",
+    f"{DPO} {CORRECTION}.bypass_mode=true": "log-probs of the weights that it trains",
     "wavalign.anchor.tokens=none": CHOICE,
     "wavalign.boundary_modality=maybe": CHOICE,
     "wavalign.audio_dump.max_answers=2.5": "=2.5 is not allowed: an integer ≥ 0",
@@ -228,12 +246,12 @@ NULL = {
     "mixing.reward_sharpness",
     "mixing.variance_scale",
 }
-NULL |= {"audio_sampling.top_k", "audio_sampling.top_p"}
+NULL |= {"audio_sampling.top_k", "audio_sampling.top_p", "preference.pairs.min_gap", "reward.terms"}
 NULL |= {"reward.routes.text", "reward.routes.speech", "watchdog.step_timeout_s"}
 # By the name of a key: the types that it may have, apart from null. Written out, so that it does not follow the code.
 TYPES: dict[str, tuple[type, ...]] = {"layout": (str, dict), "codec": (dict,), "input_codec": (dict,), "terms": (dict,)}
 TYPES |= {"audio_root": (str,), "boundary_modality": (str,), "tokens": (str,), "type": (str,), "advantage": (str,)}
-TYPES |= {"top_k": (int,), "max_answers": (int,), "scale": ()}
+TYPES |= {"top_k": (int,), "max_answers": (int,), "scale": (), "objective": (str,)}
 
 
 def is_wrong(key: str, value: Any) -> bool:
@@ -302,8 +320,7 @@ def test_every_recipe_passes_and_has_a_summary(recipe: str) -> None:
 
     config = composed(f"+recipe={recipe}")
     summary = _summary(config, check_config(config), {"train.parquet": 3})
-    terms = OmegaConf.to_container(config.wavalign.reward.terms)
-    assert isinstance(terms, dict) and all(name in summary for name in terms)
+    assert all(name in summary for name in config.wavalign.reward.terms or {})  # null where nothing is scored
     assert "train.parquet 3 rows" in summary
 
 

@@ -19,11 +19,12 @@ from wavalign_ext.checks.preflight_model import check_model
 from wavalign_ext.config import ConfigError, WavAlignConfig
 from wavalign_ext.integration import run
 from wavalign_ext.integration.patches import PatchError
-from wavalign_ext.schema import one_line, refusal
-from wavalign_ext.verl_keys import VerlKeys, check_verl_keys, stock_config
+from wavalign_ext.schema import one_line, plain, refusal
+from wavalign_ext.verl_keys import OFFLINE, VerlKeys, check_verl_keys, stock_config
 
 __all__ = ["Preflight", "check_config", "check_data", "check_model"]
 
+FEEDER = "wavalign_ext.trainer.offline.PairFeeder"
 F = TypeVar("F", bound=Callable[..., None])
 
 
@@ -108,7 +109,7 @@ def check_config(config: DictConfig) -> WavAlignConfig:
     node: Any = config.get("wavalign")
     wav = WavAlignConfig.from_mapping(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
     keys = VerlKeys.of(config)
-    for rules in (_trainer_rules, _loss_rules, _correction_rules):
+    for rules in (_trainer_rules, _loss_rules, _correction_rules, _pair_rules, _offline_rules):
         for key, (ok, why) in rules(wav, keys).items():
             if not ok:
                 raise ConfigError(refusal(key, OmegaConf.select(config, key), why))
@@ -124,7 +125,10 @@ def _trainer_rules(wav: WavAlignConfig, keys: VerlKeys) -> Rules:
     rloo = "rloo" in algorithm.adv_estimator
     return {
         "trainer.use_v1": (trainer.use_v1, "the trainer wavalign is one of verl's V1 trainers: set it to true"),
-        "trainer.v1.trainer_mode": (trainer.v1.trainer_mode == "wavalign", "set it to wavalign, as the recipes do"),
+        "trainer.v1.trainer_mode": (
+            trainer.v1.trainer_mode in ("wavalign", OFFLINE),
+            f"set it to wavalign, as the recipes do, or to {OFFLINE} for pairs from the data",
+        ),
         "algorithm.adv_estimator": (
             algorithm.adv_estimator == "wavalign",
             "use wavalign with trainer_mode=wavalign" + ", and wavalign.preference.advantage=rloo" * rloo,
@@ -159,9 +163,12 @@ def _loss_rules(wav: WavAlignConfig, keys: VerlKeys) -> Rules:
     mode, kl = actor.policy_loss.loss_mode, wav.kl
     return {
         "actor_rollout_ref.actor.use_kl_loss": (
-            actor.use_kl_loss or kl.text == kl.speech == 0,
+            actor.use_kl_loss or not wav.referenced or keys.offline,
             f"wavalign.kl (text {kl.text}, speech {kl.speech}) needs a reference policy: set it to true, or both "
-            "coefficients to 0",
+            "coefficients to 0"
+            if kl.text or kl.speech
+            else f"wavalign.preference.objective={wav.preference.objective} compares with a reference policy: set it "
+            "to true, or wavalign.preference.pairs.reference_free=true",
         ),
         "actor_rollout_ref.actor.clip_ratio": (
             None in (actor.clip_ratio_low, actor.clip_ratio_high)
@@ -213,6 +220,71 @@ def _correction_rules(_: WavAlignConfig, keys: VerlKeys) -> Rules:
     }
 
 
+def _pair_rules(wav: WavAlignConfig, keys: VerlKeys) -> Rules:
+    """What an objective over pairs leaves nothing to do for, and what would change the tokens that it compares."""
+    if not wav.preference.paired:
+        return {}
+    actor, stock = keys.actor_rollout_ref.actor, VerlKeys.of(stock_config()).actor_rollout_ref.actor
+    name = f"wavalign.preference.objective={wav.preference.objective}"
+    unused = ("clip_ratio", "clip_ratio_low", "clip_ratio_high", "clip_ratio_c", "entropy_coeff")
+    rules = {
+        f"actor_rollout_ref.actor.{key}": (
+            getattr(actor, key) == getattr(stock, key),
+            f"{name} does not use it: leave it at {plain(getattr(stock, key))}",
+        )
+        for key in unused
+    }
+    return rules | {
+        "actor_rollout_ref.actor.policy_loss.loss_mode": (
+            actor.policy_loss.loss_mode == "vanilla",
+            f"{name} has its own loss: leave it at vanilla",
+        ),
+        "algorithm.norm_adv_by_std_in_grpo": (
+            keys.algorithm.norm_adv_by_std_in_grpo,
+            f"{name} compares two answers, and norms no advantage: leave it at true",
+        ),
+        "algorithm.rollout_correction.rollout_rs": (
+            keys.algorithm.rollout_correction.rollout_rs is None,
+            f"{name} compares whole answers, and this takes tokens out of them: set it to null",
+        ),
+        "algorithm.rollout_correction.bypass_mode": (
+            not keys.algorithm.rollout_correction.bypass_mode,
+            f"{name} compares by the log-probs of the weights that it trains: set it to false",
+        ),
+    }
+
+
+def _offline_rules(wav: WavAlignConfig, keys: VerlKeys) -> Rules:
+    """Nothing is sampled: what there is about sampling says what the pairs are."""
+    if not keys.offline:
+        return {}
+    rollout, mode = keys.actor_rollout_ref.rollout, f"trainer.v1.trainer_mode={OFFLINE}"
+    kl = "the penalty is over the policy's own answers, and here β of wavalign.preference.pairs holds it: set it to 0"
+    return {
+        "wavalign.preference.objective": (
+            wav.preference.paired,
+            f"{mode} trains on pairs from the data: choose dpo or ipo, or trainer_mode=wavalign",
+        ),
+        "wavalign.reward.terms": (not wav.reward.terms, f"{mode} scores nothing: set it to null"),
+        "wavalign.kl.text": (wav.kl.text == 0, kl),
+        "wavalign.kl.speech": (wav.kl.speech == 0, kl),
+        "actor_rollout_ref.actor.use_kl_loss": (
+            not keys.actor_rollout_ref.actor.use_kl_loss,
+            f"{mode} scores the reference once, by the weights that it starts from: set it to false",
+        ),
+        "actor_rollout_ref.rollout.n": (rollout.n == 2, "a pair has two answers: set it to 2"),
+        "actor_rollout_ref.rollout.temperature": (rollout.temperature == 1, "nothing is sampled: set it to 1.0"),
+        "actor_rollout_ref.rollout.calculate_log_probs": (
+            not rollout.calculate_log_probs,
+            "there is no rollout engine to compare with: set it to false",
+        ),
+        "actor_rollout_ref.rollout.agent.agent_loop_manager_class": (
+            rollout.agent.agent_loop_manager_class == FEEDER,
+            f"what stands in for the agent loops is {FEEDER}: set it so, as the recipes do",
+        ),
+    }
+
+
 def _check_given(config: DictConfig) -> None:
     """Refuse what a recipe leaves to the user with ???."""
     missing = sorted(OmegaConf.missing_keys(config.wavalign))
@@ -230,17 +302,26 @@ def _build_pocket(config: DictConfig) -> None:
         from wavalign_ext.pocket.build import build
 
         build()
+        if any(Path(path).name.startswith("pairs_") for path in used if str(path).startswith(folder)):
+            from wavalign_ext.data.pairs.targets import make_pocket_pairs
+
+            make_pocket_pairs(Path(folder) / "data")
 
 
 def _summary(config: DictConfig, wav: WavAlignConfig, rows: dict[str, int]) -> str:
     rollout, actor, layout = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor, wav.layout
     mixing = f"fixed {wav.mixing.value}" if wav.mixing.type == "fixed" else f"adaptive, at most {wav.mixing.lambda_max}"
-    preference = f"{wav.preference.advantage}, {actor.policy_loss.loss_mode}, on {wav.preference.tokens} tokens"
+    how = f"{wav.preference.advantage}, {actor.policy_loss.loss_mode}"
+    if wav.preference.paired:
+        how = f"{wav.preference.objective} with β {wav.preference.pairs.beta}"
+    preference = f"{how}, on {wav.preference.tokens} tokens"
     lines = {
         "model": config.actor_rollout_ref.model.path,
         "layout": layout if isinstance(layout, str) else layout.get("name"),
         "data": ", ".join(f"{Path(name).name} {count} rows" for name, count in rows.items()),
-        "rollouts": f"{config.data.train_batch_size} prompts × {rollout.n} at temperature {rollout.temperature}",
+        "rollouts": "none: pairs of the data"
+        if config.trainer.v1.trainer_mode == OFFLINE
+        else f"{config.data.train_batch_size} prompts × {rollout.n} at temperature {rollout.temperature}",
         "preference": f"{preference}, KL text {wav.kl.text}, speech {wav.kl.speech}",
         "anchor": f"{wav.anchor.tokens} tokens" if wav.uses_anchor else "off (λ = 1)",
         "λ": mixing,

@@ -7,10 +7,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from wavalign_ext.checks.preflight_heard import HeardRows
+from wavalign_ext.checks.preflight_pairs import check_pair
 from wavalign_ext.config import ConfigError, WavAlignConfig
 from wavalign_ext.schema import one_line, shown
 from wavalign_ext.speech.audio import load_audio
 from wavalign_ext.speech.chat import prompt_ids
+from wavalign_ext.verl_keys import OFFLINE
 
 RAW_CHECKED = 8  # rows of a file whose recordings are encoded here; a run encodes all of them when it loads the file
 
@@ -40,6 +42,8 @@ def check_data(config: DictConfig, wav: WavAlignConfig, tokenizer: Any) -> dict[
                 try:
                     if _encoded(row, where, config, encode, counts[name]):
                         _check_row(row, where, config, wav, tokenizer, layout, heard, needs_target)
+                        if OmegaConf.select(config, "trainer.v1.trainer_mode") == OFFLINE:
+                            check_pair(row, where, config, wav, tokenizer, layout)
                 except ConfigError:
                     raise
                 except Exception as error:  # whatever it is, its file and row are named

@@ -43,8 +43,8 @@ def register_estimator(_: ModuleType) -> None:
 
 
 def register_trainer(_: ModuleType) -> None:
-    """verl's registry of V1 trainers gains ``wavalign``."""
-    import wavalign_ext.trainer.trainer  # noqa: F401
+    """verl's registry of V1 trainers gains ``wavalign`` and ``wavalign_offline``."""
+    import wavalign_ext.trainer.offline  # noqa: F401
 
 
 def register_agent_loop(_: ModuleType) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from wavalign_ext.config import AnchorConfig, PreferenceConfig
+from wavalign_ext.config import AnchorConfig, PreferenceConfig, TokenChoice
+from wavalign_ext.method.objectives import pair_weights
 from wavalign_ext.speech.layout import BOUNDARY, SPEECH, TEXT
 
 ROLLOUT, ANCHOR, PADDING = 0, 1, 2
@@ -25,7 +26,8 @@ AGGREGATIONS = ("seq-mean-token-mean", "token-mean", "seq-mean-token-sum-norm")
 class TokenWeights:
     """Weights of shape (R, T), each stream summing to 1 over the mini-batch, or to 0 where it is empty.
 
-    With ``seq-mean-token-sum-norm`` a stream sums to the mean weight of a row, divided by the scale.
+    With ``seq-mean-token-sum-norm`` a stream sums to the mean weight of a row, divided by the scale. With an objective
+    over pairs ``preference`` is what makes a sum over tokens the mean over pairs (:func:`.objectives.pair_weights`).
 
     ``preference`` is on rollouts, ``anchor`` on anchor rows; ``text`` and ``speech`` are the plain means over each
     modality, among rollouts for rollouts and among anchors for anchors. They carry the KL terms and the metrics.
@@ -51,6 +53,18 @@ def modality_masks(
     return text, speech
 
 
+def chosen_tokens(
+    choice: TokenChoice, text_RT: torch.Tensor, speech_RT: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """What each token weighs under ``choice``, (R, T), before any mean: w_t or v_t of docs/method.md."""
+    weight = torch.zeros_like(text_RT, dtype=dtype)
+    if choice.tokens in ("all", "text"):
+        weight = weight + choice.text_weight * text_RT.to(dtype)
+    if choice.tokens in ("all", "speech"):
+        weight = weight + choice.speech_weight * speech_RT.to(dtype)
+    return weight
+
+
 def token_weights(
     modality_RT: torch.Tensor,
     mask_RT: torch.Tensor,
@@ -62,6 +76,7 @@ def token_weights(
     boundary_modality: str,
     aggregation: str,
     scale: float | None = None,
+    pair_R: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TokenWeights:
     """Weights of one mini-batch (docs/method.md: w_t, v_t and their denominators).
@@ -74,6 +89,7 @@ def token_weights(
         aggregation: ``seq-mean-token-mean`` (mean over a row's tokens, then over rows; the paper's), ``token-mean``, or
             ``seq-mean-token-sum-norm`` (sum over a row's tokens over ``scale``, then mean over rows; Dr. GRPO, arXiv
             2503.20783).
+        pair_R: the pair of each row, −1 for none, under an objective over pairs; ``aggregation`` is then of the others.
 
     A row without a token of the wanted kind contributes nothing and is not counted in the mean over rows.
     """
@@ -84,17 +100,14 @@ def token_weights(
     def mean(weight_RT: torch.Tensor, rows_R1: torch.Tensor) -> torch.Tensor:
         return _normalise(weight_RT.to(dtype) * rows_R1, aggregation, scale)
 
-    def chosen(config: PreferenceConfig | AnchorConfig) -> torch.Tensor:
-        weight = torch.zeros_like(text, dtype=dtype)
-        if config.tokens in ("all", "text"):
-            weight = weight + config.text_weight * text
-        if config.tokens in ("all", "speech"):
-            weight = weight + config.speech_weight * speech
-        return weight
-
+    weight_RT = chosen_tokens(preference, text, speech, dtype)
+    if pair_R is None:
+        preferred = mean(weight_RT, rollout)
+    else:
+        preferred = pair_weights(weight_RT, pair_R, preference.pairs.length_normalized)
     return TokenWeights(
-        preference=mean(chosen(preference), rollout),
-        anchor=mean(chosen(anchor), target),
+        preference=preferred,
+        anchor=mean(chosen_tokens(anchor, text, speech, dtype), target),
         text=mean(text, rollout) + mean(text, target),
         speech=mean(speech, rollout) + mean(speech, target),
     )

@@ -31,10 +31,11 @@ class ActorUpdate:
         self.actor = trainer.config.actor_rollout_ref.actor
         rows = real_rows(batch)
         self.keys, self.tags = [batch.keys[r] for r in rows], [batch.tags[r] for r in rows]
-        fields = ["uid", "index", "prompts", "response_mask", "modality", "scored"]
+        fields = ["uid", "index", "prompts", "response_mask", "modality", "scored", "pair"]
         data = tq.kv_batch_get(self.keys, self.partition, select_fields=fields)
         self.modality, self.mask = list(data["modality"].unbind()), list(data["response_mask"].unbind())
         self.kind, self.scored = [ROLLOUT] * len(self.keys), data["scored"].bool().tolist()
+        self.pair = data["pair"].tolist()
         self.new_rows: list[dict[str, Any]] = []
         self.new_keys: list[str] = []
         groups = self._group(list(data["uid"]))
@@ -77,6 +78,7 @@ class ActorUpdate:
         self.mask.append(row["response_mask"])
         self.kind.append(int(row["row_kind"]))
         self.scored.append(True)
+        self.pair.append(-1)
         return len(self.kind) - 1
 
     def _split(self, groups: list[list[int]]) -> None:
@@ -108,6 +110,7 @@ class ActorUpdate:
                 boundary_modality=wav.boundary_modality,
                 aggregation=self.actor.loss_agg_mode,
                 scale=self.actor.loss_scale_factor or self.trainer.config.data.max_response_length,
+                pair_R=torch.tensor([self.pair[r] for r in rows]) if wav.preference.paired else None,
             )
             streams = (*self._by_gate(weights, rows), weights.text, weights.speech)
             for position, row in enumerate(rows):
@@ -144,7 +147,8 @@ class ActorUpdate:
         """The batch to send: fields are named, because TransferQueue otherwise returns what a rank's rows share."""
         fields = UPDATE_FIELDS + (["ref_log_prob"] if self.has_reference else [])
         if not self.trainer.skips_old_log_probs:
-            fields.append("old_log_probs")
+            # An objective over pairs has its advantages of them; its gradient is that of ρ = 1.
+            fields += [] if self.trainer.wav.preference.paired else ["old_log_probs"]
         elif self.trainer.config.actor_rollout_ref.rollout.calculate_log_probs:
             fields.append("rollout_log_probs")
         tags = self.tags + self.new_tags

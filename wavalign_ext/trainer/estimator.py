@@ -1,6 +1,6 @@
 """Advantages on the preferred tokens, registered with verl as the estimator ``wavalign``."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -11,19 +11,37 @@ from verl.trainer.ppo.core_algos import register_adv_est
 from wavalign_ext.method.advantage import group_advantages
 
 # verl hands an estimator rewards, response mask and prompt ids only. The trainer, which runs in the same process and
-# keeps the same row order, publishes here where the preference acts.
+# keeps the same row order, publishes here where the preference acts, and how it makes advantages.
 Route = tuple[torch.Tensor, torch.Tensor]  # tokens (N, T), and the rewards (N,) that drive them
-_PREFERRED: ContextVar[tuple[torch.Tensor, Sequence[Route], str]] = ContextVar("preferred_tokens")
+Make = Callable[[torch.Tensor, Sequence[Hashable], bool], torch.Tensor]  # rewards (N,), groups, by_std: (N, T)
+_PREFERRED: ContextVar[tuple[torch.Tensor, Make]] = ContextVar("preferred_tokens")
 
 
-@contextmanager
-def preferred_tokens(mask_NT: torch.Tensor, routes: Sequence[Route] = (), kind: str = "grpo") -> Iterator[None]:
+def preferred_tokens(mask_NT: torch.Tensor, routes: Sequence[Route] = (), kind: str = "grpo") -> Any:
     """Say, for the estimator called inside, which response tokens take the advantage; bool, shape (N, T).
 
     Those of a route take it from the route's rewards, the others from the total. ``kind`` is
     :func:`group_advantages`'s.
     """
-    token = _PREFERRED.set((mask_NT, routes, kind))
+
+    def make(rewards_N: torch.Tensor, groups: Sequence[Hashable], by_std: bool) -> torch.Tensor:
+        advantages_NT = group_advantages(rewards_N, groups, kind, by_std)[:, None] * mask_NT
+        for tokens_NT, own_rewards_N in routes:
+            own_N = group_advantages(own_rewards_N, groups, kind, by_std)
+            advantages_NT = torch.where(tokens_NT, own_N[:, None] * mask_NT, advantages_NT)
+        return advantages_NT
+
+    return _published(mask_NT, make)
+
+
+def given_advantages(mask_NT: torch.Tensor, advantages_N: torch.Tensor) -> Any:
+    """Say, for the estimator called inside, which tokens take which advantage: of an objective over pairs, (N,)."""
+    return _published(mask_NT, lambda *_: advantages_N[:, None] * mask_NT)
+
+
+@contextmanager
+def _published(mask_NT: torch.Tensor, make: Make) -> Iterator[None]:
+    token = _PREFERRED.set((mask_NT, make))
     try:
         yield
     finally:
@@ -43,7 +61,7 @@ def wavalign_advantage(
     ``config`` is verl's ``algorithm`` node, of which ``norm_adv_by_std_in_grpo`` acts.
     """
     try:
-        preferred_NT, routes, kind = _PREFERRED.get()
+        preferred_NT, make = _PREFERRED.get()
     except LookupError:
         raise RuntimeError(
             "the estimator 'wavalign' needs the modality of every token, which only our trainer knows: "
@@ -53,10 +71,6 @@ def wavalign_advantage(
         raise ValueError(
             f"modality mask {tuple(preferred_NT.shape)} and response mask {tuple(response_mask.shape)} differ"
         )
-    groups, by_std = list(index), (config or {}).get("norm_adv_by_std_in_grpo", True)
-    advantages_NT = group_advantages(token_level_rewards.sum(-1), groups, kind, by_std)[:, None] * preferred_NT
-    for tokens_NT, rewards_N in routes:
-        own_N = group_advantages(rewards_N, groups, kind, by_std)
-        advantages_NT = torch.where(tokens_NT, own_N[:, None] * preferred_NT, advantages_NT)
-    advantages_NT = advantages_NT * response_mask
+    by_std = (config or {}).get("norm_adv_by_std_in_grpo", True)
+    advantages_NT = make(token_level_rewards.sum(-1), list(index), by_std) * response_mask
     return advantages_NT, advantages_NT

@@ -37,6 +37,7 @@ _MEANS = "`rollout_metrics`, trainer/metrics.py; or `policy_metrics`, method/pol
 _ANSWERS = "`reward_metrics`, trainer/metrics.py"
 _LOSS = "`combined_loss`, method/loss.py"
 _SUMS = "`policy_metrics`, method/policy_sums.py"
+_PAIRS = "`pair_metrics`, trainer/pairing.py"
 _UPDATE = "`ActorUpdate.metrics`, trainer/actor_batch.py"
 
 LAMBDA = Group(
@@ -164,6 +165,33 @@ LOSS = Group(
         Metric(("actor/ppo_kl",), "nats per token", "−log ratio of new to old policy on preferred tokens.", _LOSS),
     ),
 )
+PAIRS = Group(
+    "Pairs of answers",
+    "With `wavalign.preference.objective=dpo` or `ipo`, under the weights before the update. `actor/pg_loss` is then a "
+    "surrogate that has the objective's gradient; the objective's value is `wavalign/pair_loss`.",
+    (
+        Metric(("wavalign/pairs",), "pairs", "Pairs of the step.", _PAIRS),
+        Metric(("wavalign/pair_loss",), "loss", "The objective, mean over pairs.", _PAIRS),
+        Metric(("wavalign/pair_margin",), "nats", "β times the gap between chosen and rejected, mean.", _PAIRS),
+        Metric(("wavalign/pair_accuracy",), "share", "Pairs whose gap is above 0.", _PAIRS),
+        Metric(
+            _both("wavalign/chosen_logp_{}"), "nats per token", "Log-prob of the better answers' tokens, mean.", _PAIRS
+        ),
+        Metric(
+            _both("wavalign/rejected_logp_{}"), "nats per token", "Log-prob of the worse answers' tokens, mean.", _PAIRS
+        ),
+        Metric(("wavalign/groups_tied",), "prompts", "Left out: their rollouts all have one reward.", _PAIRS),
+        Metric(
+            ("wavalign/groups_below_gap",), "prompts", "Left out: best and worst differ by less than min_gap.", _PAIRS
+        ),
+        Metric(
+            ("wavalign/groups_unscored",),
+            "prompts",
+            "Left out: fewer than two rollouts with a reward and a token that the preference acts on.",
+            _PAIRS,
+        ),
+    ),
+)
 UPDATE = Group(
     "Rows of the update",
     "How a step's rows were divided.",
@@ -205,9 +233,16 @@ VALIDATION = Group(
             "−log p of the held-out targets, mean over tokens of the modality.",
             "`held_out_nll`, trainer/validation_nll.py",
         ),
+        Metric(
+            ("val-pairs/loss", "val-pairs/margin", "val-pairs/accuracy"),
+            "loss; nats; share",
+            "The objective on the held-out pairs, its margin β · gap, and the share of pairs with a gap above 0; in "
+            "runs on pairs of the data.",
+            "`OfflineTrainer._held_out_pairs`, trainer/offline.py",
+        ),
     ),
 )
-GROUPS = (LAMBDA, ROLLOUTS, REWARDS, LOSS, UPDATE, ENGINES, VALIDATION)
+GROUPS = (LAMBDA, ROLLOUTS, REWARDS, LOSS, PAIRS, UPDATE, ENGINES, VALIDATION)
 THEIRS = Group(
     "verl's, read beside them",
     "verl logs many more under `actor/`, `critic/`, `perf/`, `response_length/`, `timing_s/`, `training/`, `val-core/` "

@@ -1,6 +1,6 @@
 """Named numbers by modality, from what a step's rollouts looked like before the update."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 class RolloutBatch:
     """A step's rollouts, right-padded: N rows, T response tokens. Optional streams are None where not computed.
 
-    ``masks``: by modality, bool (N, T).
+    ``masks``: by modality, bool (N, T). ``referenced``: the modalities whose tokens ``reference`` is of.
     """
 
     masks: Mapping[str, torch.Tensor]
@@ -22,6 +22,7 @@ class RolloutBatch:
     entropy: torch.Tensor | None = None
     logp: torch.Tensor | None = None
     reference: torch.Tensor | None = None
+    referenced: Collection[str] = ("text", "speech")
 
 
 def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
@@ -45,7 +46,7 @@ def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
             metrics[f"wavalign/entropy_{name}"] = batch.entropy[mask].mean().item()
         if batch.logp is not None:
             metrics[f"wavalign/logp_{name}"] = batch.logp[mask].mean().item()
-        if batch.logp is not None and batch.reference is not None:
+        if batch.logp is not None and batch.reference is not None and name in batch.referenced:
             gap = (batch.reference - batch.logp)[mask]
             metrics[f"wavalign/kl_{name}"] = (gap.exp() - gap - 1).mean().item()
     return metrics

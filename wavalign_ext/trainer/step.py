@@ -4,6 +4,7 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 
-from wavalign_ext.config import WavAlignConfig
+from wavalign_ext.config import PreferenceConfig, WavAlignConfig
 from wavalign_ext.method.anchor import rows_to_tensordict
-from wavalign_ext.method.token_weights import modality_masks
+from wavalign_ext.method.objectives import Pairs
+from wavalign_ext.method.token_weights import chosen_tokens, modality_masks
 from wavalign_ext.rewards.routing import rewards_by_modality
 from wavalign_ext.speech.layout import ResolvedLayout
 from wavalign_ext.trainer.estimator import Route
@@ -75,8 +77,11 @@ class Step:
         """The prompt of each rollout."""
         return [self.uids[row] for row in self.real]
 
-    def rollouts(self, eos_ids: tuple[int, ...]) -> RolloutBatch:
-        """What the metrics of a step are made of: the rollouts alone."""
+    def rollouts(self, eos_ids: tuple[int, ...], referenced: Collection[str] = ("text", "speech")) -> RolloutBatch:
+        """What the metrics of a step are made of: the rollouts alone.
+
+        ``referenced``: the modalities that the reference policy has scored.
+        """
         ended = torch.isin(self.columns["responses"], torch.tensor(eos_ids)) & self.columns["response_mask"].bool()
 
         def rows(name: str) -> torch.Tensor | None:
@@ -90,12 +95,16 @@ class Step:
             entropy=rows("entropy"),
             logp=rows("old_log_probs"),
             reference=rows("ref_log_prob"),
+            referenced=referenced,
         )
+
+    def weights(self, preference: PreferenceConfig) -> torch.Tensor:
+        """w_t of the preference, (N, T), before any mean."""
+        return chosen_tokens(preference, self.text, self.speech)
 
     def preferred(self, wav: WavAlignConfig) -> tuple[torch.Tensor, list[Route], str]:
         """Arguments of :func:`wavalign_ext.trainer.estimator.preferred_tokens`."""
-        masks = {"text": self.text, "speech": self.speech}
-        tokens = self.text | self.speech if wav.preference.tokens == "all" else masks[wav.preference.tokens]
+        masks, tokens = {"text": self.text, "speech": self.speech}, self.tokens(wav.preference)
         routes: list[Route] = []
         if routed := wav.reward.routed:
             own = rewards_by_modality(self.rewards[self.real], self.infos, routed)
@@ -105,17 +114,27 @@ class Step:
                 routes.append((masks[modality], rewards))
         return tokens, routes, wav.preference.advantage
 
-    def store(self) -> None:
-        """Keep modality and ``is scored`` with the rows; give verl's own statistics the mean for a missing score."""
+    def tokens(self, preference: PreferenceConfig) -> torch.Tensor:
+        """Where the preference acts, bool (N, T)."""
+        masks = {"text": self.text, "speech": self.speech, "all": self.text | self.speech}
+        return masks[preference.tokens]
+
+    def store(self, pairs: Pairs | None = None) -> None:
+        """Keep with the rows their modality, whether they count, and their pair under an objective over pairs.
+
+        A row of a pair counts without a score. verl's own statistics get the mean for a missing one.
+        """
+        numbers = (pairs or Pairs([], [])).numbers(len(self.uids))
         known = self.rewards[~torch.isnan(self.rewards)]
         fill = known.mean() if len(known) else torch.tensor(0.0)
         rows = [
             {
                 "modality": kinds.to(torch.int64),
-                "scored": (~torch.isnan(reward)).long(),
+                "scored": (~torch.isnan(reward) | (number >= 0)).long(),
+                "pair": number,
                 "rm_scores": torch.where(torch.isnan(score), fill, score),
             }
-            for kinds, reward, score in zip(self.modality, self.rewards, self.scores, strict=True)
+            for kinds, reward, score, number in zip(self.modality, self.rewards, self.scores, numbers, strict=True)
         ]
         fields = rows_to_tensordict(rows)
         tq.kv_batch_put(keys=self.batch.keys, partition_id=self.batch.partition_id, fields=fields)

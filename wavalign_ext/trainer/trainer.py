@@ -30,14 +30,16 @@ from wavalign_ext.integration.verl_loss import VerlLoss
 from wavalign_ext.method.anchor import rows_to_tensordict
 from wavalign_ext.method.loss import LossCoefficients
 from wavalign_ext.method.mixing import MixingController
+from wavalign_ext.method.objectives import Pairs
 from wavalign_ext.method.policy_sums import policy_metrics
 from wavalign_ext.method.token_weights import modality_masks
 from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.layout import load_layout
 from wavalign_ext.trainer.actor_batch import ActorUpdate
-from wavalign_ext.trainer.estimator import preferred_tokens
+from wavalign_ext.trainer.estimator import given_advantages, preferred_tokens
 from wavalign_ext.trainer.group_filter import ScoredGroups
 from wavalign_ext.trainer.metrics import reward_metrics, rollout_metrics
+from wavalign_ext.trainer.pairing import pair_metrics, rollout_pairs, step_terms
 from wavalign_ext.trainer.rollout_dump import SampleWriter
 from wavalign_ext.trainer.step import Step, real_rows
 from wavalign_ext.trainer.validation_nll import held_out_nll
@@ -45,7 +47,7 @@ from wavalign_ext.trainer.watchdog import watching
 from wavalign_ext.verl_keys import VerlKeys
 
 STATE_FILE = "wavalign.json"
-KL_TOKENS = "kl_tokens"  # column of a row: 1 on the response tokens whose KL counts
+REFERENCED = "referenced"  # column of a row: 1 on the response tokens that the reference policy scores
 # verl looks for finished rollouts every 2 s: half of that is lost in every step, and a step of a small model has 6.
 POLL_S = 0.2
 
@@ -63,7 +65,9 @@ class WavAlignTrainer(PPOTrainerSync):
         self.mixing = MixingController(self.wav.mixing, self.wav.reward.scale)
         self.lam = 0.0
         self.keys = VerlKeys.of(config)
-        self.skips_old_log_probs = self.wav.update.skip_old_log_probs and one_step_follows(self.keys)
+        # An objective over pairs needs them before the update: its advantages are made of them.
+        skips = self.wav.update.skip_old_log_probs and not self.wav.preference.paired
+        self.skips_old_log_probs = skips and one_step_follows(self.keys)
         if self.skips_old_log_probs:  # verl would make metrics of a correction that is off, from old log-probs
             config.algorithm.rollout_correction = None
         # verl's TensorBoard logger has no other switch for its folder.
@@ -163,18 +167,18 @@ class WavAlignTrainer(PPOTrainerSync):
         return batch if self.skips_old_log_probs else super()._compute_old_log_prob(batch, metrics)
 
     def _compute_ref_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        """verl's pass, over the tokens that a KL term is on."""
-        kl = self.wav.kl
-        if kl.text > 0 and kl.speech > 0:
+        """verl's pass, over the tokens that a KL term or an objective over pairs is on."""
+        if len(wanted := self.wav.referenced) == 2:
             return super()._compute_ref_log_prob(batch, metrics)
         data = tq.kv_batch_get(batch.keys, batch.partition_id, select_fields=["responses", "response_mask"])
         rows = []
         for ids, mask in zip(data["responses"].unbind(), data["response_mask"].unbind(), strict=True):
             text, speech = modality_masks(self.layout.modality(ids), mask, self.wav.boundary_modality)
-            rows.append({KL_TOKENS: (text if kl.text > 0 else speech).long()})
-        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows_to_tensordict(rows))
+            rows.append({REFERENCED: (text * ("text" in wanted) | speech * ("speech" in wanted)).long()})
+        # What is put comes back with its name among the fields, without which the workers would not get it.
+        batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows_to_tensordict(rows))
         assert batch.extra_info is not None
-        batch.extra_info[SCORE_ONLY] = KL_TOKENS
+        batch.extra_info[SCORE_ONLY] = REFERENCED
         try:
             return super()._compute_ref_log_prob(batch, metrics)
         finally:
@@ -187,12 +191,24 @@ class WavAlignTrainer(PPOTrainerSync):
         self.lam = self.mixing.update(step.rewards[step.real].tolist(), step.groups)
         assert self.mixing.last is not None
         metrics.update(self.mixing.last.as_metrics())
-        metrics.update(rollout_metrics(step.rollouts(self.layout.eos_ids)))
+        metrics.update(rollout_metrics(step.rollouts(self.layout.eos_ids, self.wav.referenced)))
         metrics.update(reward_metrics(step.infos))
-        with preferred_tokens(*step.preferred(self.wav)):
+        if not self.wav.preference.paired:
+            with preferred_tokens(*step.preferred(self.wav)):
+                result = super()._compute_advantage(batch, metrics)
+            step.store()
+            return result
+        pairs = self._pairs(step)
+        terms = step_terms(step, pairs, self.wav)
+        metrics.update(pair_metrics(step, pairs, terms, self.wav.preference.pairs.beta))
+        advantages = terms.advantages(pairs, len(step.uids)).float()
+        with given_advantages(step.tokens(self.wav.preference), advantages):
             result = super()._compute_advantage(batch, metrics)
-        step.store()
+        step.store(pairs)
         return result
+
+    def _pairs(self, step: Step) -> Pairs:
+        return rollout_pairs(step, self.wav)
 
     # --- the update -----------------------------------------------------------------------------------------------
 

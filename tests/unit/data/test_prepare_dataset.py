@@ -244,3 +244,40 @@ def test_recordings_get_the_tokens_around_them_whenever_they_are_encoded(
     system, user = raw[0]["raw_prompt"]
     assert system["content"] == "you are kind"
     assert re.fullmatch(r"\n<\|begin_of_audio\|>(<\|heard_\d+\|>)+<\|end_of_audio\|>", user["content"])
+
+
+def test_a_worse_answer_is_encoded_as_the_better_one_is(
+    made: tuple[Any, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """By ``wavalign prepare`` in the public release's field names (examples/sample_dpo.jsonl), and by the dataset."""
+    world, folder = made
+    line = small.dialogue("q0.wav", "a0.wav")
+    line |= {"rejected_text": "two", "rejected_audio": "a1.wav", "chosen_score": 9, "rejected_score": 4.0}
+    file = small.write_jsonl(folder / "pairs.jsonl", [line])
+    options = [str(file), "--out", str(tmp_path / "out"), *world.options, "--jobs", "1", "--val-share", "0"]
+    assert main(options) == 0
+    found = dataset("SpokenDataset", tmp_path / "out/train.parquet", world)
+    pair = found.pair(0)
+    assert pair.rejected == ("two", list(dataset("SpokenDataset", folder / "out/train.parquet", world).targets()[1][1]))
+    assert pair.chosen == found.targets()[0] and pair.scores == (9.0, 4.0)
+    assert not [name for name in found[0] if name.startswith(("rejected", "chosen", "target"))]
+
+    raw = raw_row(0, "q0.wav", "a0.wav") | {"rejected_text": "two", "rejected_audio": "a1.wav"}
+    datasets.Dataset.from_list([raw]).to_parquet(tmp_path / "raw.parquet")
+    assert (
+        dataset("RawAudioDataset", tmp_path / "raw.parquet", world, audio_root=str(folder)).pair(0).rejected
+        == pair.rejected
+    )
+
+    for change, why in (
+        ({"rejected_audio": None}, "half of the worse answer"),
+        ({"rejected_score": "low"}, "is no number"),
+    ):
+        small.write_jsonl(folder / "pairs.jsonl", [line | change])
+        assert main(options) == 1 and why in capsys.readouterr().err
+
+
+def test_a_row_without_a_pair_is_named(made: tuple[Any, Path]) -> None:
+    world, folder = made
+    with pytest.raises(ValueError, match="row 2 has no pair: give rejected_text and rejected_speech"):
+        dataset("SpokenDataset", folder / "out/train.parquet", world).pair(2)

@@ -11,17 +11,20 @@ import synthetic_run
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from wavalign_ext.config import PairsConfig
 from wavalign_ext.method.loss import LossCoefficients, LossInputs, combined_loss
 from wavalign_ext.method.mixing import MixingController
+from wavalign_ext.method.objectives import Pairs, pair_terms
 from wavalign_ext.method.policy_sums import PREFIX, policy_metrics, policy_sums
 from wavalign_ext.method.surrogates import SURROGATES
 from wavalign_ext.report import curves
 from wavalign_ext.trainer.actor_batch import ActorUpdate
 from wavalign_ext.trainer.metric_names import GROUPS, find, markdown
 from wavalign_ext.trainer.metrics import RolloutBatch, reward_metrics, rollout_metrics
+from wavalign_ext.trainer.pairing import pair_metrics
 
 ROOT = Path(__file__).parents[3]
-LOGGED = re.compile(r"(wavalign|actor|reward|reward_missing|reward_notes|training|val-anchor)/[^ ]+")
+LOGGED = re.compile(r"(val-pairs|wavalign|actor|reward|reward_missing|reward_notes|training|val-anchor)/[^ ]+")
 THEIR_OWN = {"actor/mfu"}  # verl's, which the trainer only gives verl's other name
 
 
@@ -62,6 +65,15 @@ def loss() -> dict[str, Any]:
     return {f"actor/{name}": value for output in outputs for name, value in output.parts.items()}
 
 
+def pairs() -> dict[str, Any]:
+    step: Any = SimpleNamespace(columns={"old_log_probs": -ones(2, 2)})
+    step.text = torch.tensor([[True, False]] * 2)
+    step.speech = ~step.text
+    both = Pairs([0], [1], {"unscored": 0, "tied": 1, "below_gap": 0})
+    terms = pair_terms(both, ones(2, 2), -ones(2, 2), -ones(2, 2), "dpo", PairsConfig())
+    return pair_metrics(step, both, terms, 0.1)
+
+
 def rows() -> dict[str, Any]:
     plan = object.__new__(ActorUpdate)
     plan.keys, plan.new_rows, plan.anchors, plan.mini_batches = ["a"], [{}], 1, [[0]]
@@ -91,7 +103,7 @@ def matches(pattern: str, name: str) -> bool:
     return re.fullmatch(re.escape(pattern).replace(r"\*", ".+"), name) is not None
 
 
-MAKERS = (mixing, rollouts, rewards, sums, loss, rows)
+MAKERS = (mixing, rollouts, rewards, sums, loss, pairs, rows)
 LISTED = [name for group in GROUPS for metric in group.metrics for name in metric.names]
 
 

@@ -15,9 +15,9 @@ from wavalign_ext.speech.waveform import AudioError
 
 ABOUT = """Spoken dialogues in JSONL to verl's parquet. A line has: messages (chat messages, <|audio|> where a recording
 belongs), audios (the files, in that order), target_text and target_audio (the answer), and optionally question_text,
-keywords (words that a right answer has), task_type, data_source, id. The field names of the public WavAlign release,
-such as sft_target_text and sft_target_audio, are understood. Every line is checked; a second run encodes only what is
-new. See docs/data.md."""
+keywords (words that a right answer has), rejected_text and rejected_audio (a worse answer, for the objectives over
+pairs), task_type, data_source, id. The field names of the public WavAlign release, such as sft_target_text and
+sft_target_audio, are understood. Every line is checked; a second run encodes only what is new. See docs/data.md."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,10 @@ ALIASES = {
     "audios": ("audios",),
     "target_text": ("target_text", "sft_target_text", "answer_text"),
     "target_audio": ("target_audio", "sft_target_audio", "answer_audio", "answer_audio_path"),
+    "rejected_text": ("rejected_text",),
+    "rejected_audio": ("rejected_audio",),
+    "chosen_score": ("chosen_score",),
+    "rejected_score": ("rejected_score",),
     "question_text": ("question_text",),
     "question_audio": ("question_audio",),
     "history_text": ("history_text", "history"),
@@ -38,7 +42,10 @@ KNOWN = {name for names in ALIASES.values() for name in names}
 
 @dataclass(frozen=True)
 class Sample:
-    """A dialogue up to the answer, and the answer: the target, whose clips are spoken one after the other."""
+    """A dialogue up to the answer, and the answer: the target, whose clips are spoken one after the other.
+
+    Of a pair also the worse answer, and both scores.
+    """
 
     turns: tuple[Turn, ...]
     target_text: str
@@ -49,6 +56,9 @@ class Sample:
     id: str | None = None
     keywords: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    rejected_text: str | None = None
+    rejected: Clip | None = None
+    scores: tuple[float | None, float | None] = (None, None)
 
     @property
     def asked(self) -> list[Clip]:
@@ -63,8 +73,9 @@ class Sample:
 
     @property
     def clips(self) -> list[Clip]:
-        """Every clip that has to be encoded, the target's last."""
-        return [*(clip for turn in self.turns for clip in turn.clips), *self.target]
+        """Every clip that has to be encoded: of the turns, of the target, of the worse answer."""
+        worse = [] if self.rejected is None else [self.rejected]
+        return [*(clip for turn in self.turns for clip in turn.clips), *self.target, *worse]
 
 
 def parse(record: Any, shape: str = "auto") -> Sample:
@@ -101,7 +112,27 @@ def parse(record: Any, shape: str = "auto") -> Sample:
         id=None if values["id"] is None else str(values["id"]),
         keywords=_keywords(values["keywords"]),
         ignored=tuple(name for name in record if name not in KNOWN),
+        **_worse(values, text),
     )
+
+
+def _worse(values: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """The worse answer of a pair; nothing where the line has none."""
+    worse, audio = _text(values, "rejected_text"), values["rejected_audio"]
+    if worse is None and audio is None:
+        return {}
+    if worse is None or audio is None:
+        name = "rejected_text" if worse is None else "rejected_audio"
+        raise SampleError(name, None, "half of the worse answer: give rejected_text and rejected_audio, or neither")
+    if worse == text and audio == values["target_audio"]:
+        raise SampleError("rejected_text", worse, "is the target itself: nothing is preferred; take the line out")
+    check_placeholders(worse, "rejected_text", "take it out, and name the recording in rejected_audio")
+    scores = (values["chosen_score"], values["rejected_score"])
+    for name, score in zip(("chosen_score", "rejected_score"), scores, strict=True):
+        if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
+            raise SampleError(name, score, "is no number: give one, or leave it out")
+    clip = Clip("rejected_audio", check_source(audio, "rejected_audio"), SPOKEN)
+    return {"rejected_text": worse, "rejected": clip, "scores": scores}
 
 
 def _target(values: Mapping[str, Any], closing: list[Turn]) -> tuple[str, tuple[Clip, ...]]:

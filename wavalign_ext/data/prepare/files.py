@@ -35,6 +35,15 @@ SCHEMA = pyarrow.schema(
     }
 )
 
+PAIR_SCHEMA = SCHEMA  # of lines with a worse answer
+for _name, _type in (
+    ("rejected_text", pyarrow.string()),
+    ("rejected_speech", pyarrow.list_(pyarrow.int64())),
+    ("chosen_score", pyarrow.float64()),
+    ("rejected_score", pyarrow.float64()),
+):
+    PAIR_SCHEMA = PAIR_SCHEMA.append(pyarrow.field(_name, _type))
+
 
 def split_off(digests: Sequence[str], share: float) -> set[int]:
     """Positions of the rows held out: ``share`` of them, at least one, at most all but one.
@@ -56,7 +65,8 @@ def digest(*parts: Any) -> str:
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """verl's parquet, whole or not at all; with a column for what an encoder heard where the rows have it."""
     heard = pyarrow.field(HEARD_FEATURES, pyarrow.list_(pyarrow.string()))
-    schema = SCHEMA.append(heard) if HEARD_FEATURES in rows[0] else SCHEMA
+    schema = PAIR_SCHEMA if any("rejected_text" in row for row in rows) else SCHEMA
+    schema = schema.append(heard) if HEARD_FEATURES in rows[0] else schema
     part = path.with_name(path.name + ".part")
     with pyarrow.parquet.ParquetWriter(part, schema) as writer:
         for start in range(0, len(rows), 1000):

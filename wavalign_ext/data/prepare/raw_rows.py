@@ -21,7 +21,7 @@ from wavalign_ext.speech.heard import HEARD_FEATURES
 from wavalign_ext.speech.layout import load_layout
 
 SETTINGS = ("layout", "codec", "input_codec", "encoder", "audio_root")
-TARGET_AUDIO = "target_audio"
+TARGET_AUDIO, REJECTED_AUDIO = "target_audio", "rejected_audio"
 
 
 class RawRows:
@@ -60,14 +60,17 @@ class RawRows:
     def __call__(self, row: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:
         """``prompt``, ``target_text`` and ``target_speech`` of a row; one without recordings stays as it is.
 
+        With the column ``rejected_audio`` also ``rejected_text`` and ``rejected_speech``.
+
         Args:
             number: of the row, from 0, for the message.
 
         Raises:
             ValueError: the row, the field and what is wrong with it.
         """
+        columns = self._columns + ("rejected_text", "rejected_speech") * (REJECTED_AUDIO in row)
         if not row.get(self.audio_key):
-            return {name: row.get(name) for name in self._columns}
+            return {name: row.get(name) for name in columns}
         try:
             values = self._made(row)
         except Exception as error:  # whatever it is, its row is named
@@ -76,18 +79,20 @@ class RawRows:
             index = info.get("index") if isinstance(info, Mapping) else None
             where = "the row" if number is None else f"row {number}"
             raise ValueError(f"{where} with extra_info.index={index}, {why}") from error
-        return {name: values[name] for name in self._columns}
+        return {name: values[name] for name in columns}
 
     def _made(self, row: Mapping[str, Any]) -> dict[str, Any]:
         ready = row.get("target_speech")
         target = row.get(TARGET_AUDIO) if ready is None else "target_speech"
-        record = {"messages": row["prompt"], "audios": list(row[self.audio_key]), "target_text": row.get("target_text")}
+        record = {"messages": row["prompt"], "audios": list(row[self.audio_key])}
+        record |= {name: row.get(name) for name in ("target_text", "rejected_text", REJECTED_AUDIO)}
         sample = parse(record | {TARGET_AUDIO: target})
         given = {} if ready is None else {sample.target[0].name: np.array(ready)}
         encoded = {clip.name: self._encode(clip) for clip in sample.clips if clip.name not in given}
         made = self._maker(sample, given | {name: codes for name, (codes, _) in encoded.items()})
         heard = [encoded[clip.name][1] for clip in sample.heard]
-        return {**vars(made), HEARD_FEATURES: heard}
+        worse, speech = made.rejected or (None, None)
+        return {**vars(made), HEARD_FEATURES: heard, "rejected_text": worse, "rejected_speech": speech}
 
     def _encode(self, clip: Clip) -> tuple[np.ndarray, str | None]:
         """Codes (C,), and the file of what an encoder heard."""

@@ -1,6 +1,6 @@
 """A sample and its codes as a row of verl's, checked against layout and tokenizer as the preflight will check it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,14 @@ Codes = Mapping[str, np.ndarray]  # by the clip's name
 
 @dataclass(frozen=True)
 class Checked:
-    """What a row is made of: chat messages, the target, and how many tokens each takes."""
+    """What a row is made of: chat messages, the target, and how many tokens each takes; the worse answer of a pair."""
 
     prompt: list[dict[str, str]]
     target_text: str
     target_speech: list[int]
     prompt_tokens: int
     target_tokens: int
+    rejected: tuple[str, list[int]] | None = None
 
 
 class RowMaker:
@@ -53,14 +54,23 @@ class RowMaker:
             prompt.insert(0, {"role": "system", "content": system})
         length = len(prompt_ids(self.tokenizer, prompt))
         _check_length("messages", "prompt", length, self.longest_prompt)
-        speech = [int(code) for clip in sample.target for code in codes[clip.name]]
-        ids = self._ids(sample.target_text, "target_text")
+        speech, answered = self._answer("target_text", sample.target_text, sample.target, codes)
+        rejected = None
+        if sample.rejected is not None and sample.rejected_text is not None:
+            worse, tokens = self._answer("rejected_text", sample.rejected_text, [sample.rejected], codes)
+            rejected, answered = (sample.rejected_text, worse), max(answered, tokens)
+        return Checked(prompt, sample.target_text, speech, length, answered, rejected)
+
+    def _answer(self, name: str, text: str, clips: Sequence[Clip], codes: Codes) -> tuple[list[int], int]:
+        """The codes of an answer, and how many tokens it takes."""
+        speech = [int(code) for clip in clips for code in codes[clip.name]]
+        ids = self._ids(text, name)
         try:
-            target = self.layout.target(ids, speech)
+            length = len(self.layout.target(ids, speech))
         except LayoutError as error:
-            raise SampleError("target_text", sample.target_text, str(error)) from error
-        _check_length("target_text", "target", len(target), self.longest_target)
-        return Checked(prompt, sample.target_text, speech, length, len(target))
+            raise SampleError(name, text, str(error)) from error
+        _check_length(name, "target", length, self.longest_target)
+        return speech, length
 
     def _system(self, sample: Sample) -> str:
         return self.layout.layout.chat.system_message(any(turn.role == "user" and turn.clips for turn in sample.turns))
@@ -113,7 +123,11 @@ class RowMaker:
 
 def verl_row(sample: Sample, made: Checked, info: Mapping[str, Any], data_source: str) -> dict[str, Any]:
     """The columns that ``SpokenDataset``, the preflight and the rewards read; ``info`` becomes ``extra_info``."""
-    return {
+    pair: dict[str, Any] = {}
+    if made.rejected is not None:
+        (text, codes), (better, worse) = made.rejected, sample.scores
+        pair = {"rejected_text": text, "rejected_speech": codes, "chosen_score": better, "rejected_score": worse}
+    return pair | {
         "data_source": sample.data_source or data_source,
         "prompt": made.prompt,
         "ability": sample.task,

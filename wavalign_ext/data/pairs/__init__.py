@@ -1,0 +1,1 @@
+"""Pairs of answers for the objectives over pairs: ``wavalign pairs``."""
