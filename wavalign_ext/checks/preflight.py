@@ -293,8 +293,9 @@ def _check_given(config: DictConfig) -> None:
 
 
 def _build_pocket(config: DictConfig) -> None:
-    """Build the embedded default, unless it is there or nothing in the run uses it."""
+    """Build the embedded default and its two-stream model, unless they are there or nothing in the run uses them."""
     from wavalign_ext import pocket
+    from wavalign_ext.parallel import pocket as parallel
 
     folder = str(pocket.pocket_dir())
     used = [config.actor_rollout_ref.model.path, *as_list(config.data.train_files), *as_list(config.data.val_files)]
@@ -306,6 +307,8 @@ def _build_pocket(config: DictConfig) -> None:
             from wavalign_ext.data.pairs.targets import make_pocket_pairs
 
             make_pocket_pairs(Path(folder) / "data")
+    if any(str(path).startswith(str(parallel.folder())) for path in used):
+        parallel.build()
 
 
 def _summary(config: DictConfig, wav: WavAlignConfig, rows: dict[str, int]) -> str:

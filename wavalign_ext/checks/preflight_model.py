@@ -19,6 +19,7 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
 
     from wavalign_ext import models
     from wavalign_ext.checks.preflight_heard import check_hearing
+    from wavalign_ext.checks.preflight_parallel import check_streams
     from wavalign_ext.integration.lora import check_head
     from wavalign_ext.rewards import build_terms
     from wavalign_ext.speech.codecs import load_codec
@@ -46,6 +47,7 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     _check_length(config, model_config)
     layout = load_layout(wav.layout).resolve(tokenizer, vocab_size)
     check_hearing(config, layout, model_config)
+    check_streams(config, wav, layout, model_config)
     codec = load_codec(wav.codec, device="cpu")
     codec.decode([0])  # loads what decodes: wrong weights end the run here
     speech_tokens = layout.speech_end - layout.speech_start

@@ -12,10 +12,12 @@ def register() -> None:
     """Register the resolvers.
 
     ``${wavalign.pocket:PATH}`` is a path inside the embedded default's asset folder.
+    ``${wavalign.pocket_parallel:PATH}`` is one inside the folder of the embedded two-stream model.
     ``${wavalign.gpu_platform:}`` is verl's name for the accelerators of a run on GPUs.
     ``${wavalign.when:CONDITION,VALUE}`` is the value, a list or mapping, or null when the condition is false.
     """
     OmegaConf.register_new_resolver("wavalign.pocket", _pocket, replace=True)
+    OmegaConf.register_new_resolver("wavalign.pocket_parallel", _pocket_parallel, replace=True)
     OmegaConf.register_new_resolver("wavalign.gpu_platform", _gpu_platform, replace=True)
     OmegaConf.register_new_resolver("wavalign.when", _when, replace=True)
 
@@ -30,6 +32,12 @@ def _pocket_dir(cache: str | None) -> Path:
     from wavalign_ext.pocket import pocket_dir
 
     return pocket_dir()
+
+
+def _pocket_parallel(inside: str) -> str:
+    from wavalign_ext.parallel.pocket import folder
+
+    return str(folder() / inside)
 
 
 def _gpu_platform() -> str:

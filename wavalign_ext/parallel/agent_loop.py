@@ -17,7 +17,8 @@ class PairAgentLoop(SpokenAgentLoop):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        node: Any = OmegaConf.to_container(self.config.wavalign.layout, resolve=True)
+        node: Any = self.config.wavalign.layout
+        node = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         self.layout = _resolved(json.dumps(node), self.tokenizer)
 
     async def ct_build_initial_tokens(self, *args: Any, **kwargs: Any) -> list[int]:

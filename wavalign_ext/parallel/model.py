@@ -52,6 +52,7 @@ class TwoStreamForCausalLM(PreTrainedModel):
         self.model = TwoStreamModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.text_vocab, bias=False)
         self.audio_head = nn.Linear(config.hidden_size, config.audio_said, bias=False)
+        self.prepare_inputs_for_generation = None  # PEFT asks for it; transformers' own generation knows one stream
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -62,10 +63,6 @@ class TwoStreamForCausalLM(PreTrainedModel):
 
     def get_output_embeddings(self) -> Any:
         return self.lm_head
-
-    def prepare_inputs_for_generation(self, *_: Any, **__: Any) -> Any:
-        """PEFT asks for it; transformers' own generation knows one stream, and vLLM does the drawing."""
-        raise NotImplementedError("a two-stream model draws pairs: use vLLM")
 
     def forward(
         self,

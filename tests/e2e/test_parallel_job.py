@@ -1,0 +1,64 @@
+"""A model with two streams through stock verl, Ray, FSDP2 and vLLM: words and speech side by side, then resumed."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import soundfile
+from jobs import Job
+
+pytestmark = pytest.mark.e2e
+SMALL = [
+    "+recipe=wavalign_parallel",
+    "data.train_batch_size=8",
+    "data.val_max_samples=8",
+    "trainer.val_before_train=false",
+]
+STEPS, RESUMED_AFTER = 2, 1
+
+
+@pytest.fixture(scope="module")
+def job(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Two steps; the two-stream model is built before them when it is missing (about 4 minutes)."""
+    more = [f"trainer.total_training_steps={STEPS}", f"trainer.save_freq={RESUMED_AFTER}"]
+    return Job(tmp_path_factory.mktemp("parallel") / "run", *SMALL, *more, limit_s=1500).succeed()
+
+
+def test_two_streams_train(job: Job) -> None:
+    for step in range(1, STEPS + 1):
+        metrics = job.metrics[step]
+        assert metrics["training/rollout_probs_diff_max"] < 1e-5
+        assert metrics["wavalign/rows_anchor"] == 8 and metrics["actor/grad_norm"] > 0
+        assert 3 < metrics["wavalign/tokens_text"] < 15 and metrics["wavalign/tokens_speech"] > 15
+        assert metrics["actor/anchor_nll_text"] > 0 and metrics["actor/anchor_nll_speech"] > 0
+        assert all(math.isfinite(value) for value in metrics.values() if isinstance(value, int | float))
+    assert job.metrics[STEPS]["wavalign/kl_text"] > 0  # the second weights were sampled with, and scored
+    assert job.metrics[STEPS]["val-anchor/nll_speech"] > 0
+
+
+def test_both_streams_can_be_read_and_heard(job: Job) -> None:
+    rows = job.rollouts(1)
+    assert len(rows) == 8 * 4
+    played = [row for row in rows if row.get("wav")]
+    assert played and all(row["text"] and row["question"] for row in played)
+    wave, rate = soundfile.read(job.folder / "rollouts" / played[0]["wav"])
+    assert rate == 16000 and abs(wave).max() > 0.01
+    validation = (job.folder / "validation" / f"{STEPS}.jsonl").read_text().splitlines()
+    assert len(validation) == 8 and any(json.loads(line).get("wav") for line in validation)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(job: Job, tmp_path: Path) -> None:
+    where = [
+        f"trainer.resume_from_path={job.folder / f'global_step_{RESUMED_AFTER}'}",
+        "trainer.resume_mode=resume_path",
+    ]
+    more = [f"trainer.total_training_steps={STEPS}", "trainer.save_freq=-1"]
+    resumed = Job(tmp_path / "resumed", *SMALL, *more, *where, limit_s=900).succeed()
+    assert sorted(resumed.metrics) == [STEPS]
+    answers = [sorted(row["speech_codes"] + row["text"] for row in run.rollouts(STEPS)) for run in (resumed, job)]
+    assert answers[0] == answers[1]
+    after, whole = resumed.metrics[STEPS], job.metrics[STEPS]
+    assert after["wavalign/lambda"] == pytest.approx(whole["wavalign/lambda"], rel=1e-9)
+    assert after["actor/total_loss"] == pytest.approx(whole["actor/total_loss"], rel=1e-6, abs=1e-7)
