@@ -6,8 +6,8 @@ Stock GRPO computes old log-probs with entropies, reference log-probs and the up
 verl's fused head (impl_backend torch). WavAlign has an anchor row beside the four rollouts of a prompt, computes
 reference log-probs of the rollouts, and the loss in one pass. All sides share one model, one optimiser and verl's own
 training worker. Memory: peak resident of the update above what was resident before it (VmHWM). Geometry ``large``:
-vocabulary 168072, hidden 1024, 4 layers, random weights. Prints medians of paired ratios and appends a line per side to
-benchmarks/results/update.csv.
+vocabulary 168072, hidden 1024, 4 layers, tied, random weights, micro-batches of 4096 tokens. Prints medians of paired
+ratios and appends a line per side to benchmarks/results/update.csv.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 RESULTS = Path(__file__).with_name("results") / "update.csv"
 ROLLOUTS, PROMPT_TOKENS, RESPONSE_TOKENS = 4, 48, 52
-GEOMETRIES = {"pocket": (16, 4096), "large": (4, 1024)}  # prompts, tokens of a micro-batch
+GEOMETRIES = {"pocket": (16, 4096), "large": (8, 4096)}  # prompts, tokens of a micro-batch
 OWN, VERL, OURS = "stock GRPO, the model's head", "stock GRPO, verl's fused head", "WavAlign"
 
 
@@ -38,7 +38,7 @@ def large_model(folder: Path) -> str:
         num_hidden_layers=4,
         num_attention_heads=16,
         num_key_value_heads=4,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,  # as Qwen2 of this size does
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
     Qwen2Tokenizer().save_pretrained(folder)

@@ -74,10 +74,18 @@ def test_the_fused_head_gives_the_same(model: Path, overrides: tuple[str, ...]) 
     assert fused["loss"] == pytest.approx(plain["loss"], rel=RELATIVE)
 
 
-@pytest.mark.parametrize(("ranks", "micro"), [pytest.param(1, "dynamic60", marks=pytest.mark.slow), (2, "4")])
-def test_one_pass_gives_the_gradient_of_two(model: Path, ranks: int, micro: str) -> None:
+HSDP = "actor_rollout_ref.actor.fsdp_config.fsdp_size=1"  # each of two ranks has all parameters, gradients are averaged
+
+
+@pytest.mark.parametrize(
+    ("ranks", "micro", "sharding"),
+    [pytest.param(1, "dynamic60", (), marks=pytest.mark.slow), (2, "4", ()), (2, "4", (HSDP,))],
+    ids=["one", "FSDP", "HSDP"],
+)
+def test_one_pass_gives_the_gradient_of_two(model: Path, ranks: int, micro: str, sharding: tuple[str, ...]) -> None:
     two, one = two_at_once.both(
-        partial(replay, model, ranks, micro, FUSED, one_pass=False), partial(replay, model, ranks, micro, FUSED)
+        partial(replay, model, ranks, micro, FUSED, one_pass=False),
+        partial(replay, model, ranks, micro, FUSED, *sharding),
     )
     for name, expected in two["grads"].items():
         difference = (one["grads"][name] - expected).norm() / expected.norm()
