@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from jobs import Job
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]  # the two-stream model takes 4 minutes to build
 SMALL = [
     "+recipe=wavalign_parallel",
     "data.train_batch_size=8",

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from wavalign_ext.integration import versions
+from wavalign_ext.verl_keys import OFFLINE
 
 ABOUT = """Whether this machine can train what the overrides describe, before a run tries: versions, plugin,
 accelerator, recipe, model, tokenizer against layout, codec, data, reward terms and judges, disk and memory.
@@ -221,6 +222,9 @@ def check_rewards(context: DoctorContext) -> Iterator[Finding]:
     """The reward terms are built, and each judge's endpoint is asked for its models, which costs nothing."""
     if context.config is None or context.unbuilt:
         yield Finding("rewards", SKIP, "what they need is missing: see above")
+        return
+    if context.config.trainer.v1.trainer_mode == OFFLINE:
+        yield Finding("rewards", OK, "none: pairs of the data are not scored")
         return
     from wavalign_ext.rewards import build_terms
 

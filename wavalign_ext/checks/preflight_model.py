@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from wavalign_ext.config import ConfigError, WavAlignConfig
 from wavalign_ext.schema import one_line
+from wavalign_ext.verl_keys import OFFLINE
 
 # A model's vocabulary is rounded up for speed, to a multiple of 64 or more, or of 8 as VITA-Audio's; a larger surplus
 # means that tokens are missing from the tokenizer.
@@ -56,7 +57,8 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
             f"the codec {wav.codec['type']!r} has {codec.codebook_size} codes and layout {layout.layout.name!r} "
             f"{speech_tokens} speech tokens: choose a codec and a layout that belong together"
         )
-    build_terms(wav.reward.terms, wav.reward.scale)
+    if config.trainer.v1.trainer_mode != OFFLINE:  # pairs of the data are not scored
+        build_terms(wav.reward.terms, wav.reward.scale)
     return tokenizer
 
 
