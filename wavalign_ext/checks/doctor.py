@@ -223,7 +223,9 @@ def check_rewards(context: DoctorContext) -> Iterator[Finding]:
     if context.config is None or context.unbuilt:
         yield Finding("rewards", SKIP, "what they need is missing: see above")
         return
-    if context.config.trainer.v1.trainer_mode == OFFLINE:
+    from omegaconf import OmegaConf
+
+    if OmegaConf.select(context.config, "trainer.v1.trainer_mode") == OFFLINE:
         yield Finding("rewards", OK, "none: pairs of the data are not scored")
         return
     from wavalign_ext.rewards import build_terms
