@@ -18,7 +18,7 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     """Check that model, tokenizer, layout, codec and reward terms load and agree; returns the tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from wavalign_ext import models
+    from wavalign_ext import models, parallel
     from wavalign_ext.checks.preflight_heard import check_hearing
     from wavalign_ext.checks.preflight_parallel import check_streams
     from wavalign_ext.integration.lora import check_head
@@ -30,6 +30,7 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     if str(path).startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
         raise ConfigError(f"actor_rollout_ref.model.path={path!r} is not a folder: give a Hugging Face model folder")
     models.register()
+    parallel.register()
     try:
         model_config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust)

@@ -71,9 +71,10 @@ def register_engines(_: ModuleType) -> None:
 
 def register_models(_: ModuleType) -> None:
     """transformers' registries gain the models of ours, before verl asks them for a configuration."""
-    from wavalign_ext import models
+    from wavalign_ext import models, parallel
 
     models.register()
+    parallel.register()
 
 
 def register_platform(_: ModuleType) -> None:
@@ -82,10 +83,15 @@ def register_platform(_: ModuleType) -> None:
 
 
 def register_two_streams(_: ModuleType) -> None:
-    """transformers' registries gain the two-stream model."""
+    """transformers' registries gain the two-stream model, whose layers are Qwen2's.
+
+    Where Qwen2's own module is in the middle of its import, it is left to :func:`register_models`.
+    """
     import wavalign_ext.parallel
 
-    wavalign_ext.parallel.register()
+    qwen = sys.modules.get("transformers.models.qwen2.modeling_qwen2")
+    if qwen is None or not getattr(qwen.__spec__, "_initializing", False):
+        wavalign_ext.parallel.register()
 
 
 # --- a patch of vLLM's sampler ------------------------------------------------------------------------------------
