@@ -59,8 +59,10 @@ def worker(rank: int, folder: str, quiet: int) -> None:
     assert found.keys() == wanted.keys()
     off = max((found[name] - value).norm() / (value.norm() + 1e-12) for name, value in wanted.items())
     if rank == 0:
-        print(float(off), float(found["audio_projection.mlp.0.weight"].norm()))
+        print(float(off), float(found["audio_projection.mlp.0.weight"].norm()), flush=True)
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads sometimes abort a process that ends in the ordinary way
 
 
 if __name__ == "__main__":
