@@ -78,3 +78,16 @@ def test_a_step_without_a_pair_says_so() -> None:
     wanted = {"wavalign/pairs": 0, "wavalign/groups_unscored": 0, "wavalign/groups_tied": 1}
     assert pair_metrics(step, pairs, terms, 0.1) == wanted | {"wavalign/groups_below_gap": 0}
     assert not terms.advantages(pairs, 2).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_answers_to_other_recordings_are_scored_apart(dtype: torch.dtype) -> None:
+    import verl.trainer.ppo.v1.trainer_sync  # noqa: F401  (the plugin registers our trainer behind it)
+
+    from wavalign_ext.trainer.offline import _content
+
+    def name(value: float) -> str:
+        heard = {"audio_features": torch.full((3, 4), value, dtype=dtype)}
+        return _content({"prompts": torch.arange(3), "responses": torch.arange(2), "multi_modal_inputs": heard})
+
+    assert name(1.0) == name(1.0) != name(2.0)

@@ -105,8 +105,15 @@ class VerlLoss:
         if inputs.old_logp is None:
             computed = self._needed(rows, inputs.is_anchor, data) & ~inputs.is_anchor
             masks = {name: computed & (rows[f"{name}_weight"] > 0) for name in ("text", "speech")}
-            streams = {"entropy_RT": entropy, "reference_RT": inputs.reference}
-            sums |= policy_sums(logp, masks, rollout_logp_RT=rows.get("rollout_log_probs", None), **streams)
+            coefficients = {"text": self.coefficients.kl_text, "speech": self.coefficients.kl_speech}
+            sums |= policy_sums(
+                logp,
+                masks,
+                rollout_logp_RT=rows.get("rollout_log_probs", None),
+                entropy_RT=entropy,
+                reference_RT=inputs.reference,
+                referenced=[name for name, coefficient in coefficients.items() if coefficient > 0],
+            )
         values = torch.stack([value.detach().double() for value in sums.values()]).tolist()  # one wait for the device
         metrics = {
             name: Metric(value=value, aggregation=AggregationType.MAX)

@@ -8,7 +8,7 @@ Shapes: R rows, T response tokens.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -25,12 +25,14 @@ def policy_sums(
     rollout_logp_RT: torch.Tensor | None = None,
     entropy_RT: torch.Tensor | None = None,
     reference_RT: torch.Tensor | None = None,
+    referenced: Collection[str] = ("text", "speech"),
 ) -> dict[str, torch.Tensor]:
     """Sums, by metric name, over the tokens of rollouts whose log-prob was computed.
 
     Args:
         logp_RT: log-probs of the policy; the other (R, T) streams are None where the run has none.
         masks: by modality, bool (R, T): which tokens count.
+        referenced: the modalities that the reference policy has scored; on others its stream means nothing.
     """
     sums: dict[str, torch.Tensor] = {}
     for name, mask in masks.items():
@@ -38,7 +40,7 @@ def policy_sums(
         sums[f"logp_{name}"] = logp_RT[mask].double().sum()
         if entropy_RT is not None:
             sums[f"entropy_{name}"] = entropy_RT[mask].double().sum()
-        if reference_RT is not None:
+        if reference_RT is not None and name in referenced:
             gap = (reference_RT - logp_RT)[mask].double().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)  # as in the loss
             sums[f"kl_{name}"] = (gap.exp() - gap - 1).sum()
     if rollout_logp_RT is not None:

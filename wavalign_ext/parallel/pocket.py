@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from wavalign_ext.pocket import pocket_dir
 
 if TYPE_CHECKING:
-    from wavalign_ext.parallel.warmstart import Example
+    from wavalign_ext.pocket.warmstart import Example
 
 LAYOUT, SEED = "pocket_parallel", 0
 MOST_FRAMES, CHECKED = 64, 160
@@ -71,8 +71,10 @@ def _build(assets: Path, work: Path) -> dict[str, Any]:
 
     from wavalign_ext.parallel.model import TwoStreamForCausalLM
     from wavalign_ext.parallel.tokenizer import build_tokenizer, model_config
-    from wavalign_ext.parallel.warmstart import Start, train
+    from wavalign_ext.parallel.warmstart import START, loss
+    from wavalign_ext.pocket.build import balanced
     from wavalign_ext.pocket.domain import questions
+    from wavalign_ext.pocket.warmstart import train
     from wavalign_ext.speech.layout import load_layout
     from wavalign_ext.speech.parallel import ParallelLayout
 
@@ -85,10 +87,10 @@ def _build(assets: Path, work: Path) -> dict[str, Any]:
     torch.manual_seed(SEED)
     config = model_config(layout, len(tokenizer), **SHAPE)
     model = TwoStreamForCausalLM(config)
-    asked = _balanced(_recorded(assets, "train", layout, tokenizer), CHECKED, random.Random(SEED))
-    history = train(
-        model, _spoken(assets, layout, tokenizer), layout, Start(), lambda m: right(m, asked, layout, tokenizer)
-    )
+    taught = _recorded(assets, "train", layout, tokenizer)
+    asked = balanced(taught, CHECKED, random.Random(SEED), kind=lambda e: e.kind)
+    spoken = _spoken(assets, layout, tokenizer)
+    history = train(model, spoken, layout, START, lambda m: right(m, asked, layout, tokenizer), loss)
     model.save_pretrained(work / "model")
     held_out = _recorded(assets, "val", layout, tokenizer)
     numbers = right(model, held_out, layout, tokenizer)
@@ -103,7 +105,7 @@ def right(model: Any, asked: "list[Example]", layout: Any, tokenizer: Any) -> di
     """Share of sampled answers with exactly the right words, by kind; temperature 0.7, top-p 0.9."""
     from wavalign_ext.parallel.generate import draw_answers
 
-    prompts = [example.prompt for example in asked]
+    prompts = [example.prompt_ids for example in asked]
     said = draw_answers(model, prompts, most_frames=MOST_FRAMES, temperature=0.7, top_p=0.9, seed=SEED)
     by_kind: dict[str, list[bool]] = {}
     for example, ids in zip(asked, said, strict=True):
@@ -146,21 +148,12 @@ def _recorded(assets: Path, split: str, layout: Any, tokenizer: Any) -> "list[Ex
 
 
 def _example(content: str, answer: str, codes: Any, kind: str, layout: Any, tokenizer: Any) -> "Example":
-    from wavalign_ext.parallel.warmstart import Example
+    from wavalign_ext.pocket.warmstart import Example
     from wavalign_ext.speech.chat import prompt_ids
 
     prompt = layout.prompt(prompt_ids(tokenizer, [{"role": "user", "content": content}]))
     target = layout.target(tokenizer.encode(answer, add_special_tokens=False), list(codes))
     return Example(prompt, target, answer, kind)
-
-
-def _balanced(rows: "list[Example]", count: int, rng: random.Random) -> "list[Example]":
-    """``count`` rows, kinds taking turns."""
-    by_kind: dict[str, list[Example]] = {}
-    for row in rng.sample(rows, len(rows)):
-        by_kind.setdefault(row.kind, []).append(row)
-    kinds = sorted(by_kind)
-    return [by_kind[kinds[n % len(kinds)]][n // len(kinds) % len(by_kind[kinds[n % len(kinds)]])] for n in range(count)]
 
 
 if __name__ == "__main__":

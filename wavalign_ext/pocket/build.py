@@ -149,9 +149,9 @@ class _Builder:
         torch.save(answers, self.work / "answer_codes.pt")
 
         rng = random.Random(SEED)
-        train = _balanced([s for s in spoken if s[0].role == RL], TRAIN_ROWS, rng)
-        known = _balanced([s for s in spoken if s[0].role == HELD_OUT and not s[1].held_out], VAL_ROWS * 3 // 4, rng)
-        new = _balanced([s for s in spoken if s[0].role == HELD_OUT and s[1].held_out], VAL_ROWS // 4, rng)
+        train = balanced([s for s in spoken if s[0].role == RL], TRAIN_ROWS, rng)
+        known = balanced([s for s in spoken if s[0].role == HELD_OUT and not s[1].held_out], VAL_ROWS * 3 // 4, rng)
+        new = balanced([s for s in spoken if s[0].role == HELD_OUT and s[1].held_out], VAL_ROWS // 4, rng)
         val = [row for three, one in zip(_in_threes(known), new, strict=True) for row in (*three, one)]
         self._write_rows("train", train, answers, 0)
         self._write_rows("val", val, answers, len(train))
@@ -235,7 +235,7 @@ class _Builder:
         torch.set_flush_denormal(True)
         tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
         layout, settings = load_layout("pocket").resolve(tokenizer), WarmStart()
-        asked = _balanced(self.examples(RL), CHECKED_QUESTIONS, random.Random(SEED), kind=lambda e: e.kind)
+        asked = balanced(self.examples(RL), CHECKED_QUESTIONS, random.Random(SEED), kind=lambda e: e.kind)
         model = new_model(len(tokenizer), layout, settings)
         history = train(
             model,
@@ -260,7 +260,7 @@ class _Builder:
         tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
         layout = load_layout("pocket").resolve(tokenizer)
         model = Qwen2ForCausalLM.from_pretrained(self.work / "model")
-        chosen = _balanced(self.examples(HELD_OUT), MEASURED_QUESTIONS, random.Random(SEED), kind=lambda e: e.kind)
+        chosen = balanced(self.examples(HELD_OUT), MEASURED_QUESTIONS, random.Random(SEED), kind=lambda e: e.kind)
         return {
             "at_validation": accuracy(model, chosen, layout, tokenizer, group=8),
             "at_training": accuracy(model, chosen, layout, tokenizer, temperature=1.0, top_p=1.0, group=8),
@@ -301,9 +301,7 @@ def summary(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _balanced(
-    rows: list[Any], count: int, rng: random.Random, kind: Callable[[Any], str] = lambda s: s[1].kind
-) -> list:
+def balanced(rows: list[Any], count: int, rng: random.Random, kind: Callable[[Any], str] = lambda s: s[1].kind) -> list:
     """``count`` rows, kinds taking turns, each kind shuffled and reused when it runs out."""
     by_kind: dict[str, list[Any]] = {}
     for row in rows:

@@ -73,16 +73,18 @@ def new_model(vocab_size: int, layout: ResolvedLayout, settings: WarmStart) -> Q
 
 
 def train(
-    model: Qwen2ForCausalLM,
+    model: Any,
     examples: Sequence[Example],
-    layout: ResolvedLayout,
+    layout: Any,
     settings: WarmStart,
-    check: Callable[[Qwen2ForCausalLM], dict[str, float]],
+    check: Callable[[Any], dict[str, float]],
+    loss_of: Callable[..., torch.Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Teach ``model`` in place: cross-entropy on targets, text tokens weighing more; its average over steps is kept.
 
-    ``check`` gives the share of right answers by kind. A kind is asked the more often the fewer answers are right, so
-    that all kinds end about equally learnt. Returns what every check found.
+    ``loss_of`` is another model's loss, called as :func:`_loss` is. ``check`` gives the share of right answers by kind.
+    A kind is asked the more often the fewer answers are right, so that all kinds end about equally learnt. Returns what
+    every check found.
     """
     rng = random.Random(settings.seed)
     shares = {example.kind: FIRST_SHARES.get(example.kind, 1.0) for example in examples}
@@ -96,7 +98,7 @@ def train(
         while progress.n < settings.most_steps:
             model.train()
             for batch in _batches(examples, shares, settings, rng):
-                loss = _loss(model, batch, layout, settings, rng)
+                loss = (loss_of or _loss)(model, batch, layout, settings, rng)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -20,7 +20,16 @@ from omegaconf import OmegaConf
 from wavalign_ext.speech.chat import Chat
 from wavalign_ext.speech.heard import EncoderFacts
 from wavalign_ext.speech.streams import Streams
-from wavalign_ext.speech.token_names import LayoutError, TokenRange, check_codes, check_overlap, id_of, is_count
+from wavalign_ext.speech.token_names import (
+    LayoutError,
+    TokenRange,
+    check_codes,
+    check_overlap,
+    check_size,
+    id_of,
+    is_count,
+    resolve_ranges,
+)
 
 TEXT, SPEECH, BOUNDARY = 0, 1, 2
 PARALLEL = "parallel"
@@ -107,21 +116,16 @@ class Layout:
         if self.speech is None:
             raise LayoutError(f"{where}: speech is missing: give pattern and count of the speech tokens")
         vocabulary = tokenizer.get_vocab()
-        speech = self.speech.resolve(vocabulary, f"{where}, speech")
-        user_speech = speech
+        heard = self.user_speech if isinstance(self.user_speech, TokenRange) else None
+        speech, user_speech = resolve_ranges(self.speech, heard, vocabulary, where)
         if self.encoder is not None:
             placeholder = id_of(self.encoder.placeholder, vocabulary, f"{where}, encoder")
             user_speech = range(placeholder, placeholder + 1)
-        elif isinstance(self.user_speech, TokenRange):
-            user_speech = self.user_speech.resolve(vocabulary, f"{where}, user_speech")
         around = self.chat.user_speech
         names = [*self.eos, self.begin, self.end, self.pad, *((around.begin, around.end) if around else ())]
         named = {name: id_of(name, vocabulary, where) for name in names if name is not None}
         check_overlap(where, speech, user_speech, named)
-        top = max(speech[-1], user_speech[-1], *named.values())
-        if vocab_size is not None and top >= vocab_size:
-            problem = f"token id {top} is beyond the model's vocabulary of {vocab_size}"
-            raise LayoutError(f"{where}: {problem}: use its own tokenizer, or resize its embeddings")
+        check_size(where, max(speech[-1], user_speech[-1], *named.values()), vocab_size)
         self.chat.check_template(tokenizer, where)
         return ResolvedLayout(
             layout=self,

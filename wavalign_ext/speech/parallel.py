@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from wavalign_ext.speech.layout import BOUNDARY, SPEECH, TEXT, Layout, ResolvedLayout, Split
-from wavalign_ext.speech.token_names import LayoutError, TokenRange, id_of
+from wavalign_ext.speech.token_names import LayoutError, TokenRange, check_size, id_of, resolve_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +192,8 @@ def resolve(layout: Layout, tokenizer: Any, vocab_size: int | None) -> ParallelL
         if getattr(layout, key):
             raise LayoutError(f"{where}: {key}={getattr(layout, key)!r}: streams run side by side: take it out")
     vocabulary = tokenizer.get_vocab()
-    speech = layout.speech.resolve(vocabulary, f"{where}, speech")
-    user_speech = speech
-    if isinstance(layout.user_speech, TokenRange):
-        user_speech = layout.user_speech.resolve(vocabulary, f"{where}, user_speech")
+    heard = layout.user_speech if isinstance(layout.user_speech, TokenRange) else None
+    speech, user_speech = resolve_ranges(layout.speech, heard, vocabulary, where)
     around = layout.chat.user_speech
     audio = {"streams.audio_blank": streams.audio_blank, "streams.audio_start": streams.audio_start}
     audio |= {f"eos {number}": name for number, name in enumerate(layout.eos)}
@@ -204,10 +202,7 @@ def resolve(layout: Layout, tokenizer: Any, vocab_size: int | None) -> ParallelL
     text |= {"pad": layout.pad} if layout.pad else {}
     ids = {key: id_of(name, vocabulary, where) for key, name in (audio | text).items()}
     _check_streams(where, speech, user_speech, audio, text, ids)
-    top = max(speech[-1], user_speech[-1], *ids.values())
-    if vocab_size is not None and top >= vocab_size:
-        problem = f"token id {top} is beyond the model's vocabulary of {vocab_size}"
-        raise LayoutError(f"{where}: {problem}: use its own tokenizer, or resize its embeddings")
+    check_size(where, max(speech[-1], user_speech[-1], *ids.values()), vocab_size)
     layout.chat.check_template(tokenizer, where)
     return ParallelLayout(
         layout=layout,

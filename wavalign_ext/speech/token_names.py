@@ -37,6 +37,14 @@ class TokenRange:
         return range(start, start + self.count)
 
 
+def resolve_ranges(
+    speech: TokenRange, user_speech: TokenRange | None, vocabulary: Mapping[str, int], where: str
+) -> tuple[range, range]:
+    """The ids of the answer's and of the user's speech; without a range of its own the user's is the answer's."""
+    ids = speech.resolve(vocabulary, f"{where}, speech")
+    return ids, ids if user_speech is None else user_speech.resolve(vocabulary, f"{where}, user_speech")
+
+
 def id_of(name: str, vocabulary: Mapping[str, int], what: str) -> int:
     """The id of one token. Raises :class:`LayoutError`: the vocabulary does not have it."""
     if name not in vocabulary:
@@ -54,6 +62,13 @@ def check_codes(where: str, codes: Sequence[int], count: int) -> None:
     wrong = next((int(code) for code in codes if not 0 <= code < count), None)
     if wrong is not None:
         raise LayoutError(f"{where}: code {wrong} is out of range: 0 to {count - 1}; use this layout's codec")
+
+
+def check_size(where: str, top: int, vocab_size: int | None) -> None:
+    """Raises :class:`LayoutError`: the model, where its vocabulary is known, does not reach the id ``top``."""
+    if vocab_size is not None and top >= vocab_size:
+        problem = f"token id {top} is beyond the model's vocabulary of {vocab_size}"
+        raise LayoutError(f"{where}: {problem}: use its own tokenizer, or resize its embeddings")
 
 
 def check_overlap(where: str, speech: range, user_speech: range, named: Mapping[str, int]) -> None:

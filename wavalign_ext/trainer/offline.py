@@ -187,5 +187,7 @@ class OfflineTrainer(WavAlignTrainer):
 def _content(row: dict[str, Any]) -> str:
     heard = row["multi_modal_inputs"].values()  # in what a prompt's placeholders stand for, two may differ
     return content(
-        row["prompts"].tolist(), row["responses"].tolist(), *(vectors.numpy().tobytes() for vectors in heard)
+        row["prompts"].tolist(),
+        row["responses"].tolist(),
+        *(vectors.view(torch.uint8).numpy().tobytes() for vectors in heard),
     )

@@ -86,3 +86,11 @@ def test_nothing_computed_says_nothing() -> None:
     nothing = torch.zeros(R, T, dtype=torch.bool)
     assert policy_metrics(summed(streams() | {"text": nothing, "speech": nothing}, [slice(0, R)])) == {}
     assert all(name.startswith(PREFIX) for name in summed(streams(), [slice(0, R)]))
+
+
+def test_what_the_reference_has_not_scored_has_no_kl() -> None:
+    s = streams()
+    masks = {name: s[name] for name in ("text", "speech")}
+    sums = policy_sums(s["logp"], masks, reference_RT=torch.zeros(R, T), referenced=["text"])
+    found = policy_metrics({name: float(value) for name, value in sums.items()})
+    assert "wavalign/kl_text" in found and "wavalign/kl_speech" not in found and "wavalign/logp_speech" in found

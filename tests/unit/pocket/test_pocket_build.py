@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from wavalign_ext.pocket import ANSWER_CODES, DATA_SOURCE, pocket_dir
-from wavalign_ext.pocket.build import _balanced, _Builder, _load_waves, _save_waves, build
+from wavalign_ext.pocket.build import _Builder, _load_waves, _save_waves, balanced, build
 from wavalign_ext.pocket.domain import items, questions
 from wavalign_ext.pocket.voices import VOICES
 from wavalign_ext.speech.layout import load_layout
@@ -103,7 +103,7 @@ def test_waves_come_back_from_their_file(tmp_path: Path) -> None:
 
 def test_balanced_takes_kinds_in_turn_and_reuses_a_short_one() -> None:
     rows = [("a", i) for i in range(10)] + [("b", i) for i in range(2)]
-    chosen = _balanced(rows, 8, random.Random(0), kind=lambda row: row[0])
+    chosen = balanced(rows, 8, random.Random(0), kind=lambda row: row[0])
     assert Counter(kind for kind, _ in chosen) == {"a": 4, "b": 4}
     assert len({row for row in chosen if row[0] == "a"}) == 4
     assert len({row for row in chosen if row[0] == "b"}) == 2
