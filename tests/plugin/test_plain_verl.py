@@ -119,7 +119,7 @@ def test_a_run_gains_additions_only(three: list[dict[str, Any]], without: dict[s
         ],
         "estimators": ["wavalign"],
         "losses": [],
-        "trainers": ["wavalign"],
+        "trainers": ["wavalign", "wavalign_offline"],
         "agent loops": ["spoken", "spoken_pairs"],
     }
     assert set(ours["engine"]) == {"wavalign_ext.integration.engine.WavAlignFSDPEngine"}

@@ -78,7 +78,6 @@ def _build(assets: Path, work: Path) -> dict[str, Any]:
     from wavalign_ext.speech.layout import load_layout
     from wavalign_ext.speech.parallel import ParallelLayout
 
-    torch.set_flush_denormal(True)
     plain = load_layout(LAYOUT)
     tokenizer = build_tokenizer([text for q in questions() for text in (q.text, q.answer)], plain)
     tokenizer.save_pretrained(work / "model")

@@ -226,13 +226,11 @@ class _Builder:
 
     def warm_start(self) -> dict[str, Any]:
         """Supervised training on the warm voices, until it answers enough of what the RL voices ask."""
-        import torch
         from transformers import AutoTokenizer
 
         from wavalign_ext.pocket.warmstart import WarmStart, accuracy, new_model, train
         from wavalign_ext.speech.layout import load_layout
 
-        torch.set_flush_denormal(True)
         tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
         layout, settings = load_layout("pocket").resolve(tokenizer), WarmStart()
         asked = balanced(self.examples(RL), CHECKED_QUESTIONS, random.Random(SEED), kind=lambda e: e.kind)

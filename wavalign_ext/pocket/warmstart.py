@@ -1,7 +1,8 @@
 """The supervised start: a small Qwen2 taught to answer, and stopped while reinforcement still has work to do."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,17 @@ def new_model(vocab_size: int, layout: ResolvedLayout, settings: WarmStart) -> Q
     )
 
 
+@contextmanager
+def _denormals_flushed() -> Iterator[None]:
+    """For the moments of Adam that fade: on a CPU they would take most of the time. The process gets them back."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@_denormals_flushed()
 def train(
     model: Any,
     examples: Sequence[Example],
