@@ -112,10 +112,10 @@ def make_worker(model: str, micro: str, overrides: list[str]) -> TrainingWorker:
     return made
 
 
-def infer(worker: TrainingWorker, data: TensorDict) -> dict[str, torch.Tensor]:
+def infer(worker: TrainingWorker, data: TensorDict, temperature: float = 0.7) -> dict[str, torch.Tensor]:
     """Log-probs and entropies of the responses, (tokens,), by a forward-only pass."""
     data = data.clone()
-    for name, value in {"calculate_entropy": True, "compute_loss": False, "temperature": 0.7}.items():
+    for name, value in {"calculate_entropy": True, "compute_loss": False, "temperature": temperature}.items():
         tu.assign_non_tensor_data(data, name, value)
     output = worker.infer_batch(data)
     return {
