@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from wavalign_ext import models
-from wavalign_ext.checkpoints import glm4_voice, vita_audio, vita_audio_plus
+from wavalign_ext.checkpoints import glm4_voice, step_audio2, vita_audio, vita_audio_plus
 from wavalign_ext.checkpoints.plan import ConvertError, Plan, read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -157,6 +157,7 @@ def write_chat_template(folder: Path, layout: str) -> None:
 KINDS: dict[str, Callable[[Path, dict[str, Any]], Plan]] = {
     "vita-audio": vita_audio.plan,
     "vita-audio-plus": vita_audio_plus.plan,
+    "step-audio2-mini": step_audio2.plan,
     "glm4-voice": glm4_voice.plan,
 }
 
@@ -168,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Rewrite a published spoken dialogue model so that transformers, verl and vLLM load it as it is.",
         epilog="vita-audio: Balance or Boost (qwen2_mtp) without its MTP layers, a Qwen2ForCausalLM. "
         "vita-audio-plus: Plus-Vanilla (qwen2_mtp_sensevoice), a HearingQwen2ForCausalLM and its encoder. "
+        "step-audio2-mini: Step-Audio 2 mini (step_audio_2), the same. "
         "glm4-voice: GLM-4-Voice 9B (chatglm), a GlmForCausalLM with a fast tokenizer.",
     )
     parser.add_argument("kind", choices=sorted(KINDS), help="what SRC is")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from wavalign_ext.checkpoints import vita_audio_plus
+from wavalign_ext.checkpoints import ears
 from wavalign_ext.checkpoints.convert import new_folder
 from wavalign_ext.speech.layout import LayoutError, load_layout
 
@@ -50,7 +50,7 @@ def export(
         _write_generation(config, folder)
         if published:
             model = Path(config.actor_rollout_ref.model.path)
-            vita_audio_plus.publish(folder, model / vita_audio_plus.FOLDER)
+            ears.publish(folder, model / ears.FOLDER)
     return actor
 
 
@@ -128,7 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dtype", choices=sorted(DTYPES), default="checkpoint", help="of the weights; default: as they were trained"
     )
     parser.add_argument(
-        "--published", action="store_true", help="with its encoder, for VITA-Audio's own code (vita-audio-plus)"
+        "--published",
+        action="store_true",
+        help="with its encoder, for its publisher's own code (vita-audio-plus, step-audio2-mini)",
     )
     arguments = parser.parse_args(argv)
     try:

@@ -40,6 +40,7 @@ class HearingQwen2ForCausalLM(Qwen2ForCausalLM):
     def forward(
         self,
         input_ids: Tensor | None = None,
+        attention_mask: Any = None,
         inputs_embeds: Tensor | None = None,
         audio_features: Tensor | None = None,
         past_key_values: Any = None,
@@ -53,16 +54,21 @@ class HearingQwen2ForCausalLM(Qwen2ForCausalLM):
         first = past_key_values is None or past_key_values.get_seq_length() == 0
         embeddings: Any = inputs_embeds
         if embeddings is None and input_ids is not None:
-            embeddings = self.get_input_embeddings()(input_ids)
-            if first:
-                embeddings = self._heard(input_ids, embeddings, audio_features)
-        return super().forward(inputs_embeds=embeddings, past_key_values=past_key_values, **kwargs)
+            embeddings = self.embed(input_ids, audio_features) if first else self.get_input_embeddings()(input_ids)
+        # attention_mask by name: generate() looks for it in the signature
+        return super().forward(
+            attention_mask=attention_mask, inputs_embeds=embeddings, past_key_values=past_key_values, **kwargs
+        )
 
-    def _heard(self, input_ids: Tensor, embeddings: Tensor, features: Tensor | None) -> Tensor:
-        """``embeddings`` (R, N, H) with the projected vectors in place of the placeholders'.
+    def embed(self, input_ids: Tensor, audio_features: Tensor | None) -> Tensor:
+        """Embeddings (R, N, H) of ``input_ids`` (R, N), the projected vectors in place of the placeholders'.
 
         Without any, the projector runs on none: each rank of FSDP must gather and reduce the same parameters.
+
+        Raises:
+            ValueError: more or fewer placeholders than there are vectors.
         """
+        embeddings, features = self.get_input_embeddings()(input_ids), audio_features
         if features is None:
             features = embeddings.new_zeros(0, self.config.audio_feature_size)
         place = input_ids == self.config.audio_token_id

@@ -16,7 +16,7 @@ from sensevoice_folder import SMALL, write_cmvn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from twins import build_tokenizer
 
-from wavalign_ext.checkpoints import vita_audio_plus
+from wavalign_ext.checkpoints import ears
 from wavalign_ext.checkpoints.convert import convert
 from wavalign_ext.checkpoints.plan import ConvertError
 from wavalign_ext.speech.encoders import load_encoder, sanm
@@ -32,8 +32,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes |= dict(num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False, rope_theta=1e6)
     torch.manual_seed(0)
     tensors = dict(Qwen2ForCausalLM(Qwen2Config(**sizes)).state_dict())
-    ears = tensors_of(sanm.SenseVoice(SMALL)) | {"ctc.ctc_lo.weight": torch.zeros(30, SMALL.size)}
-    tensors |= {f"model.audio_model.model.{name}": value for name, value in ears.items()}
+    heard = tensors_of(sanm.SenseVoice(SMALL)) | {"ctc.ctc_lo.weight": torch.zeros(30, SMALL.size)}
+    tensors |= {f"model.audio_model.model.{name}": value for name, value in heard.items()}
     tensors |= {
         "model.audio_projection.pre_proj_layernorm.weight": torch.rand(SIZE),
         "model.audio_projection.pre_proj_layernorm.bias": torch.rand(SIZE),
@@ -87,14 +87,14 @@ def test_it_hears_as_the_published_order_of_operations_does(published: Path, con
 
 
 def test_its_encoder_loads_from_the_folder_beside_it(converted: Path) -> None:
-    encoder = load_encoder({"type": "sensevoice", "path": converted / vita_audio_plus.FOLDER})
+    encoder = load_encoder({"type": "sensevoice", "path": converted / ears.FOLDER})
     assert encoder.dtype == torch.bfloat16 and encoder.frames(160000) == 171
 
 
 def test_published_again_it_is_bit_for_bit_what_it_was(published: Path, converted: Path, tmp_path: Path) -> None:
     trained = tmp_path / "trained"
     AutoModelForCausalLM.from_pretrained(converted, dtype=torch.bfloat16).save_pretrained(trained)
-    vita_audio_plus.publish(trained, converted / vita_audio_plus.FOLDER)
+    ears.publish(trained, converted / ears.FOLDER)
     before, after = tensors_in(published), tensors_in(trained)
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -114,7 +114,7 @@ def test_a_golden_prompt_of_ten_seconds(converted: Path) -> None:
     from wavalign_ext.speech.layout import load_layout
 
     tokenizer = AutoTokenizer.from_pretrained(converted)
-    encoder = load_encoder({"type": "sensevoice", "path": converted / vita_audio_plus.FOLDER})
+    encoder = load_encoder({"type": "sensevoice", "path": converted / ears.FOLDER})
     heard = Clip("audios[0]", "q.wav", "heard")
     sample = Sample((Turn("user", (heard,)),), "ok", (Clip("target_audio", "a.wav", "spoken"),), None, "s2s")
     maker = RowMaker(Setup(load_layout("vita_audio_plus_vanilla").resolve(tokenizer), tokenizer, {}))
@@ -145,5 +145,7 @@ def test_another_model_is_refused(published: Path, tmp_path: Path, changes: dict
 
 
 def test_publishing_needs_the_encoder(tmp_path: Path) -> None:
-    with pytest.raises(ConvertError, match=r"has no published_config.json: give the folder"):
-        vita_audio_plus.publish(tmp_path, tmp_path)
+    with pytest.raises(
+        ConvertError, match=r"has no published_config.json or config.json of a model that hears: give the folder"
+    ):
+        ears.publish(tmp_path, tmp_path)

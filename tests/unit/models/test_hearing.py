@@ -126,6 +126,20 @@ def test_generate_hears_the_prompt(tokenizer: Any, model: HearingQwen2ForCausalL
         assert int(logits.argmax()) == said[length]
 
 
+def test_generate_takes_rows_of_several_lengths(tokenizer: Any, model: HearingQwen2ForCausalLM) -> None:
+    """Filled up on the left, as transformers has it, with the mask that says so."""
+    long, short, heard = prompt(tokenizer, 9), prompt(tokenizer, 4), [features(0, 9), features(1, 4)]
+    missing = len(long) - len(short)
+    ids = torch.tensor([long, [model.config.pad_token_id] * missing + short])
+    mask = torch.ones_like(ids)
+    mask[1, :missing] = 0
+    options: Any = dict(max_new_tokens=6, do_sample=False)
+    both = model.generate(ids, attention_mask=mask, audio_features=torch.cat(heard), **options)
+    for row, said in enumerate((long, short)):
+        alone = model.generate(torch.tensor([said]), audio_features=heard[row], **options)
+        assert both[row, len(long) :].tolist()[:3] == alone[0, len(said) :].tolist()[:3]
+
+
 @pytest.mark.parametrize("kind", PROJECTORS)
 def test_a_projector_takes_no_vectors_too(kind: str) -> None:
     made = make_projector(kind, 6, 10)
