@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from wavalign_ext.speech.chat import Chat
 from wavalign_ext.speech.heard import EncoderFacts
+from wavalign_ext.speech.response import Split, schedule_errors, turn_size, turns_of
 from wavalign_ext.speech.streams import Streams
 from wavalign_ext.speech.token_names import (
     LayoutError,
@@ -36,7 +37,6 @@ PARALLEL = "parallel"
 SUPPORTED_TYPES = ("interleaved", PARALLEL)
 UNSUPPORTED_TYPES = ("multi_codebook", "separate")
 CONTINUOUS = "continuous"
-Chunk = tuple[list[int], list[int]]  # (text ids, codes) of one turn
 
 
 @dataclass(frozen=True)
@@ -175,20 +175,6 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Split:
-    """A response taken apart: T ``text_ids``, C ``codes``, and the same per turn in ``chunks``.
-
-    ``errors`` names what broke the layout, as ``"NAME: details"``; ``ended`` is whether an eos was seen.
-    """
-
-    text_ids: list[int]
-    codes: list[int]
-    errors: list[str]
-    ended: bool
-    chunks: list[Chunk] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class ResolvedLayout:
     """A layout in the ids of one tokenizer; ``*_end`` ids are exclusive.
 
@@ -261,7 +247,7 @@ class ResolvedLayout:
         begin, end = [[] if i is None else [i] for i in (self.begin_id, self.end_id)]
         out, turn = [], 0
         while text:
-            words, sounds = self._turn(turn)
+            words, sounds = turn_size(self.schedule, turn)
             if len(text) <= words or len(speech) <= sounds:  # the last chunk takes what is left of both
                 words, sounds = len(text), len(speech)
             out += [*text[:words], *begin, *(self.speech_start + code for code in speech[:sounds]), *end]
@@ -282,13 +268,13 @@ class ResolvedLayout:
         """
         tokens = [int(i) for i in (ids.tolist() if isinstance(ids, torch.Tensor) else ids)]
         stop = next((n for n, i in enumerate(tokens) if i in self.eos_ids), len(tokens))
-        chunks, found = self._walk(tokens[:stop])
+        chunks, found = turns_of(tokens[:stop], self)
         if after := [n for n in range(stop + 1, len(tokens)) if tokens[n] != self.pad_id]:
             found["tokens after the end"] = after
         errors = [f"{name}: {len(at)}, first at position {at[0]}" for name, at in found.items()]
         ended = stop < len(tokens)
         text, codes = ([i for chunk in chunks for i in chunk[stream]] for stream in (0, 1))
-        return Split(text, codes, errors or self._schedule_errors(chunks, ended), ended, chunks)
+        return Split(text, codes, errors or schedule_errors(chunks, self.schedule, ended), ended, chunks)
 
     def user_speech_prompt(self, codes: Sequence[int], text: str = "", role: str = "user") -> str:
         """The user's speech (C,) in a chat message: its tokens by name, and what ``chat.user_speech`` puts around them.
@@ -332,57 +318,6 @@ class ResolvedLayout:
                         f"{where}: the user's speech is not between {around.begin} and {around.end}, as layout "
                         f"{self.layout.name!r} writes it: run wavalign prepare again on the recordings"
                     )
-
-    def _turn(self, turn: int) -> tuple[int, int]:
-        return self.schedule[min(turn, len(self.schedule) - 1)]
-
-    def _walk(self, tokens: list[int]) -> tuple[list[Chunk], dict[str, list[int]]]:
-        """Turns, and the positions of each kind of error, of a response without its eos."""
-        chunks: list[Chunk] = [([], [])]
-        found: dict[str, list[int]] = {}
-        bounded, opened = self.begin_id is not None, None
-        for n, i in enumerate(tokens):
-            error = None
-            if bounded and i == self.begin_id:
-                error = None if opened is None else "a chunk begins inside a chunk"
-                opened = n
-            elif bounded and i == self.end_id:
-                if opened is None:
-                    error = "a chunk ends that did not begin"
-                elif opened == n - 1:
-                    error = "a chunk without speech"
-                opened = None
-                chunks.append(([], []))
-            elif self.speech_start <= i < self.speech_end:
-                error = "speech outside a chunk" if bounded and opened is None else None
-                chunks[-1][1].append(i - self.speech_start)
-            elif self.user_speech_start <= i < self.user_speech_end:
-                error = "the user's speech in a response"
-            else:
-                error = None if opened is None else "text inside a speech chunk"
-                if opened is None and chunks[-1][1]:
-                    chunks.append(([], []))
-                chunks[-1][0].append(i)
-            if error:
-                found.setdefault(error, []).append(n)
-        if opened is not None:
-            found["the last chunk does not end"] = [opened]
-        return [chunk for chunk in chunks if chunk != ([], [])], found
-
-    def _schedule_errors(self, chunks: list[Chunk], ended: bool) -> list[str]:
-        """Whether the turns are :meth:`interleave`'s, or without eos a beginning of them."""
-        if ended and not chunks:
-            return ["schedule violated: the response is empty"]
-        for turn, (text, codes) in enumerate(chunks):
-            want_text, want_codes = self._turn(turn)
-            if turn < len(chunks) - 1:
-                fits = (len(text), len(codes)) == (want_text, want_codes)
-            else:  # what is left of one stream, never of both
-                fits = text and (codes or not ended) and (len(text) <= want_text or len(codes) <= want_codes)
-            if not fits:
-                got = f"{len(text)} text tokens, {len(codes)} codes"
-                return [f"schedule violated: turn {turn + 1} has {got}, not {want_text} and {want_codes}"]
-        return []
 
 
 def load_layout(source: str | Path | Mapping[str, Any]) -> Layout:

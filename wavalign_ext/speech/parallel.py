@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from wavalign_ext.speech.layout import BOUNDARY, SPEECH, TEXT, Layout, ResolvedLayout, Split
+from wavalign_ext.speech.layout import BOUNDARY, SPEECH, TEXT, Layout, ResolvedLayout
+from wavalign_ext.speech.response import Split
 from wavalign_ext.speech.token_names import LayoutError, TokenRange, check_size, id_of, resolve_ranges
 
 

@@ -2,18 +2,12 @@
 
 import subprocess
 import sys
-from importlib import resources
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
-from tokenizers import AddedToken, Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from small_layout import BASE, SPECIALS, TOKENIZER, WORDS, make_tokenizer
 
 from wavalign_ext.speech.layout import (
     BOUNDARY,
@@ -21,37 +15,11 @@ from wavalign_ext.speech.layout import (
     TEXT,
     LayoutError,
     ResolvedLayout,
-    known_layouts,
     load_layout,
 )
 
-BASE: dict[str, Any] = {
-    "name": "test",
-    "speech": {"pattern": "<|audio_{}|>", "count": 64},
-    "user_speech": {"pattern": "<|heard_{}|>", "count": 16},
-    "begin": "<|begin_of_audio|>",
-    "end": "<|end_of_audio|>",
-    "schedule": [[1, 4], [3, 8], [4, 10]],
-    "eos": ["<|im_end|>"],
-    "pad": "<|endoftext|>",
-}
 AROUND = {"begin": "<|begin_of_audio|>", "end": "<|end_of_audio|>"}
 NO_BOUNDARIES = {"begin": None, "end": None}
-WORDS = 40
-SPECIALS = ("<|endoftext|>", "<|im_end|>", "<|user|>", "<|observation|>", "<|begin_of_audio|>", "<|end_of_audio|>")
-
-
-def make_tokenizer(
-    skip: str = "", heard: int = 16, speech: int = 64, specials: tuple[str, ...] = SPECIALS
-) -> PreTrainedTokenizerFast:
-    words = ["<unk>", *(f"w{i}" for i in range(WORDS))]
-    names = [*specials, *(f"<|heard_{i}|>" for i in range(heard)), *(f"<|audio_{i}|>" for i in range(speech))]
-    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names if name != skip])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
-
-
-TOKENIZER = make_tokenizer()
 
 
 def ids_of(*names: str) -> list[int]:
@@ -370,46 +338,6 @@ def test_a_tokenizer_with_another_chat_template_is_refused() -> None:
             layout.resolve(tokenizer)
         assert "\n" not in str(caught.value)
         load_layout(BASE).resolve(tokenizer)
-
-
-# --- the layouts that come with WavAlign --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["pocket", "vita_audio_balance", "vita_audio_boost", "glm4_voice"])
-def test_layouts_resolve_by_name(name: str) -> None:
-    node = yaml.safe_load((resources.files("wavalign_recipes") / "layout" / f"{name}.yaml").read_text())
-    assert node["name"] == name
-    node["speech"]["count"] = 64  # counts can be overridden, as Hydra does it
-    if node.get("user_speech"):
-        node["user_speech"]["count"] = 16
-    config: Any = OmegaConf.create(node)
-    layout = load_layout(config).resolve(TOKENIZER)
-    split = layout.split(layout.target(range(1, 31), range(64)))
-    assert split.errors == [] and split.codes == list(range(64))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("lfm2_audio", "'multi_codebook' is not supported yet"),
-        ("mimo_audio", "'multi_codebook' is not supported yet"),
-    ],
-)
-def test_layouts_of_models_to_come_are_refused(name: str, message: str) -> None:
-    with pytest.raises(LayoutError, match=f"'{name}'.*{message}"):
-        load_layout(name).resolve(TOKENIZER)
-
-
-def test_sources_that_are_no_layout(tmp_path: Path) -> None:
-    with pytest.raises(LayoutError, match="no layout 'no_such'.*glm4_voice.*pocket"):
-        load_layout("no_such")
-    for text, message in (("name: [", "is not YAML"), ("- name", "is a list"), ("eos: a", "name is missing")):
-        (tmp_path / "mine.yaml").write_text(text)
-        with pytest.raises(LayoutError, match=message):
-            load_layout(tmp_path / "mine.yaml")
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(BASE))
-    assert load_layout(str(tmp_path / "mine.yaml")) == load_layout(BASE)
-    assert len(known_layouts()) == 10
 
 
 def test_it_imports_without_verl_or_triton() -> None:
