@@ -60,6 +60,10 @@ def test_metrics_that_the_pages_name_are_in_the_table() -> None:
     assert len(used) > 20 and sorted(entry for entry in used if entry[1] not in known) == []
 
 
+def test_the_readme_is_no_longer_than_a_newcomer_reads() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 160
+
+
 def test_the_tree_in_the_readme_is_the_folder() -> None:
     block = (ROOT / "README.md").read_text().split("```\nwavalign_ext/\n", 1)[1].split("\n```", 1)[0]
     lines = [line for line in block.splitlines() if line.startswith("  ")]
