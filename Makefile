@@ -6,7 +6,8 @@ PYTHON ?= $(shell for p in $(PYTHONS); do $$p -c "import ensurepip, venv" 2>/dev
 VENV   ?= .venv
 STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python
-ARGS   ?=
+# Not from the environment: make puts the ARGS of its command line there, for what its tests start.
+ARGS    =
 
 .PHONY: help train test test-slow gpu check docs pages install clean
 

@@ -181,6 +181,7 @@ def test_make_gpu_installs_nothing(venv, python):
     if venv == ".venv" and not (ROOT / python).exists():
         pytest.skip("there is no .venv here")
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # where make runs this
+    plain["ARGS"] = "--durations=9"  # as `make test ARGS=--durations=9` gives it to its tests
     command = ["make", "-n", "gpu", f"VENV={venv}"]
     done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True)
     assert done.stdout.split() == [python, "benchmarks/gpu_kit.py"]
