@@ -48,6 +48,7 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     check_head(config, model_config)
     _check_length(config, model_config)
     layout = load_layout(wav.layout).resolve(tokenizer, vocab_size)
+    layout.require_speech()
     check_hearing(config, layout, model_config)
     check_streams(config, wav, layout, model_config)
     codec = load_codec(wav.codec, device="cpu")

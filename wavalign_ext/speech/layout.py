@@ -45,8 +45,9 @@ class Layout:
 
     ``schedule``: (text tokens, audio tokens) pairs; each is used once, the last repeats; one is a fixed
     ratio. With ``counts_boundaries`` audio counts include the two boundaries, as VITA-Audio's do. ``user_speech``:
-    range of the user's speech, ``speech`` when null, or ``continuous``: heard through ``encoder``. ``streams``: of a
-    parallel layout, which has no schedule. ``extra``: facts for types to come.
+    range of the user's speech, ``speech`` when null, or ``continuous``: heard through ``encoder``. ``speech``
+    is null for answers in text alone. ``streams``: of a parallel layout, which has no schedule. ``extra``: facts for
+    types to come.
     """
 
     name: str
@@ -113,11 +114,11 @@ class Layout:
 
             return resolve(self, tokenizer, vocab_size)
         self._check_turns(where)
-        if self.speech is None:
-            raise LayoutError(f"{where}: speech is missing: give pattern and count of the speech tokens")
         vocabulary = tokenizer.get_vocab()
         heard = self.user_speech if isinstance(self.user_speech, TokenRange) else None
-        speech, user_speech = resolve_ranges(self.speech, heard, vocabulary, where)
+        speech = user_speech = range(0)  # of answers in text alone
+        if self.speech is not None:
+            speech, user_speech = resolve_ranges(self.speech, heard, vocabulary, where)
         if self.encoder is not None:
             placeholder = id_of(self.encoder.placeholder, vocabulary, f"{where}, encoder")
             user_speech = range(placeholder, placeholder + 1)
@@ -125,7 +126,7 @@ class Layout:
         names = [*self.eos, self.begin, self.end, self.pad, *((around.begin, around.end) if around else ())]
         named = {name: id_of(name, vocabulary, where) for name in names if name is not None}
         check_overlap(where, speech, user_speech, named)
-        check_size(where, max(speech[-1], user_speech[-1], *named.values()), vocab_size)
+        check_size(where, max(*speech[-1:], *user_speech[-1:], *named.values()), vocab_size)
         self.chat.check_template(tokenizer, where)
         return ResolvedLayout(
             layout=self,
@@ -164,6 +165,12 @@ class Layout:
             raise LayoutError(f"{where}: eos is empty: name the token that ends a response")
         if (self.begin is None) != (self.end is None):
             raise LayoutError(f"{where}: begin={self.begin!r}, end={self.end!r}: name both or neither")
+        if self.speech is None:
+            if self.encoder is None:
+                raise LayoutError(f"{where}: speech is missing: give pattern and count of the speech tokens")
+            if self.schedule or self.begin is not None:
+                raise LayoutError(f"{where}: without speech there are no turns: take out schedule, begin and end")
+            return
         if self.begin is not None and (len(pair) == 1 or pair & {*self.eos, self.pad}):
             raise LayoutError(f"{where}: begin={self.begin!r}, end={self.end!r}: name two, not eos or pad")
         if not self.schedule:
@@ -207,6 +214,17 @@ class ResolvedLayout:
                 result.masked_fill_(ids == boundary, BOUNDARY)
         return result
 
+    @property
+    def speaks(self) -> bool:
+        """Whether answers have speech; otherwise they are text alone."""
+        return self.speech_end > self.speech_start
+
+    def require_speech(self) -> None:
+        """Raises :class:`LayoutError`: answers are text alone; rewards, anchors and dumps expect speech so far."""
+        if not self.speaks:
+            name = self.layout.name
+            raise LayoutError(f"layout {name!r} answers in text alone, which is not trained yet: choose another")
+
     def prompt(self, ids: Sequence[int]) -> list[int]:
         """A prompt as the chat template writes it, as the rows hold it; on one stream they are the same."""
         return list(ids)
@@ -236,14 +254,17 @@ class ResolvedLayout:
         """
         where = f"layout {self.layout.name!r}"
         text, speech = [int(i) for i in text_ids], [int(code) for code in codes]
-        if not text or not speech:
+        if not text or bool(speech) != self.speaks:
             found = f"{len(text)} text tokens and {len(speech)} codes"
-            raise LayoutError(f"{where}: a response needs text and speech, not {found}: fix or drop the row")
+            needs = "text and speech" if self.speaks else "text alone"
+            raise LayoutError(f"{where}: a response needs {needs}, not {found}: fix or drop the row")
         self.check_codes(speech)
         kinds = self.modality(text).tolist()
         wrong = [i for i, kind in zip(text, kinds, strict=True) if kind != TEXT or i in self.eos_ids]
         if wrong:  # an eos would cut the response short
             raise LayoutError(f"{where}: text id {wrong[0]} is an audio, boundary or eos token: take it out")
+        if not self.speaks:
+            return text
         begin, end = [[] if i is None else [i] for i in (self.begin_id, self.end_id)]
         out, turn = [], 0
         while text:

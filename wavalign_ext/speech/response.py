@@ -73,6 +73,8 @@ def schedule_errors(chunks: list[Chunk], schedule: Schedule, ended: bool) -> lis
     """Whether the turns are those of ``ResolvedLayout.interleave``, or without eos a beginning of them."""
     if ended and not chunks:
         return ["schedule violated: the response is empty"]
+    if not schedule:  # of answers in text alone
+        return []
     for turn, (text, codes) in enumerate(chunks):
         want_text, want_codes = turn_size(schedule, turn)
         if turn < len(chunks) - 1:
