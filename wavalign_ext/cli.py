@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": ("wavalign_ext.checks.doctor", "check this machine and a recipe's parts before a run"),
     "config": ("wavalign_ext.checks.show_config", "the keys of a recipe: value, what each takes, what it is for"),
     "judge": ("wavalign_ext.checks.judge_check", "what a recipe's judges give to known answers, and what they cost"),
+    "hears": ("wavalign_ext.checks.hears", "whether a model that hears through an encoder answers what it hears"),
     "listen": ("wavalign_ext.report.listen", "what a run's model says, as a table and WAV files"),
     "report": ("wavalign_ext.report", "runs side by side, as one HTML page"),
     "convert": ("wavalign_ext.checkpoints.convert", "a spoken model's weights to a form that verl and vLLM load"),

@@ -156,9 +156,12 @@ def check_model(context: DoctorContext) -> Iterator[Finding]:
         return
     from transformers import AutoConfig, AutoTokenizer
 
-    from wavalign_ext import pocket
+    from wavalign_ext import models, parallel, pocket
+    from wavalign_ext.checks.preflight_heard import check_hearing
     from wavalign_ext.speech.layout import load_layout
 
+    models.register()
+    parallel.register()
     node = context.config.actor_rollout_ref.model
     path, remedy = Path(str(node.path)).expanduser(), "set actor_rollout_ref.model.path to a Hugging Face folder"
     if path.is_relative_to(pocket.pocket_dir()) and not (pocket.pocket_dir() / "report.json").is_file():
@@ -179,6 +182,9 @@ def check_model(context: DoctorContext) -> Iterator[Finding]:
     context.tokenizer, context.layout = tokenizer, layout
     speech = layout.speech_end - layout.speech_start
     yield Finding("layout", OK, f"{layout.layout.name}: {speech} speech tokens of {config.vocab_size}")
+    check_hearing(context.config, layout, config)
+    if (facts := layout.layout.encoder) is not None:
+        yield Finding("hearing", OK, f"by {facts.type}, {facts.size} numbers per vector, at {facts.placeholder}")
 
 
 def check_codec(context: DoctorContext) -> Iterator[Finding]:
