@@ -21,7 +21,7 @@ import numpy as np
 import soxr
 
 from wavalign_ext.checks.judge_check import shuffled
-from wavalign_ext.pocket.voices import ANSWER_VOICE, Voice, speak
+from wavalign_ext.pocket.voices import Voice, speak
 from wavalign_ext.rewards import SpokenAnswer, build_terms
 from wavalign_ext.speech.asr import write_language_model
 
@@ -37,6 +37,7 @@ SENTENCES = (  # an answer, its keywords, the answer with one word wrong, and wi
     ("the color of snow is white", ("white",), "the color of snow is green", "the color of snow"),
     ("the number after nine is ten", ("ten",), "the number after nine is six", "the number after nine"),
 )
+ANSWER_VOICE = Voice("answer", "en-US", 100, 115, "answer")
 OTHER_VOICE = Voice("other", "en-GB", 78, 92, "other")
 QUALITIES = ("clean", "degraded", "wrong")
 

@@ -27,7 +27,7 @@ from wavalign_ext.speech.layout import ResolvedLayout, load_layout
 
 WAV = WavAlignConfig(layout="pocket", codec={"type": "mel_vq"})  # the paper's settings
 SCALE = WAV.reward.scale
-REWARD = build_terms({"semantic": {}}, SCALE)
+REWARD = build_terms({"graded": {}}, SCALE)
 PROMPTS, ANSWERS, MOST_TOKENS = 8, 4, 96
 GROUPS = [prompt for prompt in range(PROMPTS) for _ in range(ANSWERS)]  # the prompt of each answer
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}  # the policy's own distribution
@@ -42,10 +42,11 @@ def sample(model: Any, prompts: Sequence[list[int]], layout: ResolvedLayout) -> 
     return [row[: 1 + next((n for n, i in enumerate(row) if i in layout.eos_ids), len(row))] for row in answers]
 
 
-async def score(ids: list[int], wanted: str, layout: ResolvedLayout, words: Any) -> float:
+async def score(ids: list[int], row: dict, layout: ResolvedLayout, words: Any) -> float:
     """The reward of one answer; NaN where a term failed."""
     split, silent = layout.split(ids), {"wave": None, "sample_rate": 16000, "speech_codes": ()}
-    told = {"text": words.decode(split.text_ids), "reference_text": wanted, **silent}
+    graded = tuple((one["text"], one["score"]) for one in row["extra_info"]["graded"])
+    told = {"text": words.decode(split.text_ids), "reference_text": row["target_text"], "graded": graded, **silent}
     total = (await REWARD(SpokenAnswer(ended=split.ended, truncated=not split.ended, **told))).total
     return float("nan") if total is None else total
 
@@ -76,7 +77,7 @@ def loss_of(model: Any, reference: Any, rows: Sequence[dict], lam: float) -> los
     modality, mask, advantages = (pad_sequence([row[name] for row in rows], batch_first=True) for name in names)
     kind, scored = (torch.tensor([row.get(name, True) for row in rows]) for name in ("row_kind", "scored"))
     choice = {"preference": WAV.preference, "anchor": WAV.anchor, "boundary_modality": WAV.boundary_modality}
-    w = token_weights.token_weights(modality, mask, kind, scored, aggregation="seq-mean-token-mean", **choice)
+    w = token_weights.token_weights(modality, mask, kind, scored, aggregation="token-mean", **choice)
     weights = (w.preference, w.anchor, w.text, w.speech, (kind == token_weights.ANCHOR)[:, None])
     inputs = loss.LossInputs(log_probs(model, rows), None, advantages, *weights, log_probs(reference, rows))
     return loss.combined_loss(inputs, lam, loss.LossCoefficients(kl_text=WAV.kl.text, kl_speech=WAV.kl.speech))
@@ -85,7 +86,7 @@ def loss_of(model: Any, reference: Any, rows: Sequence[dict], lam: float) -> los
 def train(model: Any, data: Sequence[dict], layout: ResolvedLayout, words: Any, steps: int) -> Iterator[str]:
     """One line for each step. ``data`` has rows as in docs/data.md; ``words`` is the tokenizer."""
     reference, controller = copy.deepcopy(model).requires_grad_(False), mixing.MixingController(WAV.mixing, SCALE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.95), weight_decay=0.01)
     for step in range(steps):
         asked = [data[(PROMPTS * step + number) % len(data)] for number in range(PROMPTS)]
         told = {"add_generation_prompt": True, "return_dict": False}
@@ -93,8 +94,8 @@ def train(model: Any, data: Sequence[dict], layout: ResolvedLayout, words: Any, 
         texts = [words.encode(row["target_text"], add_special_tokens=False) for row in asked]
         targets = [layout.target(text, row["target_speech"]) for text, row in zip(texts, asked, strict=True)]
         answers = sample(model, prompts, layout)
-        wanted = [asked[prompt]["target_text"] for prompt in GROUPS]
-        rewards = [asyncio.run(score(*pair, layout, words)) for pair in zip(answers, wanted, strict=True)]
+        of = [asked[prompt] for prompt in GROUPS]
+        rewards = [asyncio.run(score(*pair, layout, words)) for pair in zip(answers, of, strict=True)]
         lam = controller.update(rewards, GROUPS)
         outputs = loss_of(model, reference, make_rows(prompts, answers, rewards, targets, layout), lam)
         optimizer.zero_grad()

@@ -32,7 +32,7 @@ def test_two_steps_and_what_is_exported(tmp_path: Path) -> None:
         f"+wavalign.codec.codes={CODES}",
         "wavalign.input_codec=null",
         "~wavalign.reward.terms.semantic",
-        "~wavalign.reward.terms.asr_agreement",
+        "~wavalign.reward.terms.manner",
         "+wavalign.reward.terms.lottery={weight: 1}",
         "reward.reward_manager.module.path=pkg://twin_parts",
         "reward.reward_manager.name=RecordingRewardManager",

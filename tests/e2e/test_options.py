@@ -25,7 +25,6 @@ def test_prompts_without_a_signal_are_replaced_though_scores_are_missing(pocket:
         "data.train_batch_size=4",
         "+wavalign.reward.terms.flaky={weight: 1, type: 'flaky:flaky'}",
         "wavalign.reward.terms.semantic.weight=0",
-        "wavalign.reward.terms.asr_agreement.weight=0",
         "wavalign.seeded_sampling=false",
         "algorithm.filter_groups.enable=true",
         "algorithm.filter_groups.metric=score_flaky",

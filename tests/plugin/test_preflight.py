@@ -77,7 +77,7 @@ def refusal(config: DictConfig) -> str:
         ("wavalign.layout.schedule=[]", "schedule is empty"),
         ("wavalign.watchdog.poll_interval_s=0", "watchdog.poll_interval_s=0.*> 0"),
         ("wavalign.constrained_decoding=maybe", "constrained_decoding='maybe'"),
-        ("wavalign.reward.routes.speech=[charm]", r"routes.speech=\['charm'\].*semantic, asr_agreement"),
+        ("wavalign.reward.routes.speech=[charm]", r"routes.speech=\['charm'\].*semantic"),
     ],
 )
 def test_a_bad_value_is_named(pocket: Path, override: str, message: str) -> None:

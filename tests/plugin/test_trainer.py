@@ -123,7 +123,7 @@ ON = "algorithm.filter_groups.enable=true"
 REFUSED = [
     (["trainer.val_only=true", "trainer.val_before_train=false"], "val_before_train=False.*set it to true"),
     ([ON, "algorithm.filter_groups.metric=null"], "filter_groups.metric=None"),
-    ([ON, "algorithm.filter_groups.metric=acc"], "metric='acc'.*: one of reward, score_semantic, score_asr_agreement$"),
+    ([ON, "algorithm.filter_groups.metric=acc"], "metric='acc'.*: one of reward, score_semantic, score_manner$"),
     (["wavalign.seeded_sampling=1.5"], "seeded_sampling=1.5.*true or false"),
 ]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from wavalign_ext.pocket.warmstart import Example, WarmStart
 from wavalign_ext.speech.parallel import ParallelLayout
 
-START = WarmStart(most_steps=900, first_check=240, text_weight=6.0)
+START = WarmStart(learning_rate=1.5e-3, most_steps=900, first_check=240, text_weight=6.0)
 
 
 def loss(

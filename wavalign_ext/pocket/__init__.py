@@ -33,7 +33,8 @@ def pocket_dir() -> Path:
 
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in [*sorted(here.glob("*.py")), here.parent / "speech" / "codecs" / "fitted.py"]:
+    codecs = here.parent / "speech" / "codecs"
+    for source in [*sorted(here.glob("*.py")), codecs / "fitted.py", codecs / "unit_selection.py"]:
         digest.update(_code(source.read_text(encoding="utf-8")).encode())
     layout = OmegaConf.create((resources.files("wavalign_recipes") / "layout" / "pocket.yaml").read_text())
     digest.update(OmegaConf.to_yaml(layout, sort_keys=True).encode())

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from wavalign_ext.pocket import DATA_SOURCE, SAMPLE_RATE, pocket_dir
-from wavalign_ext.pocket.domain import Question, items, questions
+from wavalign_ext.pocket import SAMPLE_RATE, pocket_dir
+from wavalign_ext.pocket.domain import FORMS, LIKED, Question, items, questions
+from wavalign_ext.pocket.rows import Said, Spoken
+from wavalign_ext.pocket.voices import DULL, LIVELY, MANNERS, VOICES, Voice
 
 SEED = 0
 TRAIN_ROWS, VAL_ROWS = 1024, 96
-WARM, RL, HELD_OUT, ANSWER = "warm", "rl", "held_out", "answer"
-MEASURED_ANSWERS, MEASURED_QUESTIONS, CHECKED_QUESTIONS = 24, 96, 160
+WARM, RL, HELD_OUT = "warm", "rl", "held_out"
+WARM_DRAWS = 3  # rows of the warm start for each spoken question, each with another form and manner
+MEASURED_ANSWERS, CHECKED_QUESTIONS = 24, 160
 
 
 def build(out: Path | None = None, force: bool = False) -> Path:
@@ -40,7 +43,7 @@ def build(out: Path | None = None, force: bool = False) -> Path:
             shutil.rmtree(work, ignore_errors=True)
         if (out / "report.json").is_file():
             return out
-        print(f"wavalign: building the pocket model in {out} (once; about 5 minutes on 2 cores)", flush=True)
+        print(f"wavalign: building the pocket model in {out} (once; about 3 minutes on 2 cores)", flush=True)
         # Read when torch is first imported: threads that spin while they wait make a shared machine ten times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         work.mkdir(exist_ok=True)
@@ -72,156 +75,136 @@ class _Builder:
     # --- voices ---------------------------------------------------------------------------------------------------
 
     def speak(self) -> dict[str, Any]:
-        """Every question by every voice, every answer by the answer voice; kept for the next stages only."""
-        from wavalign_ext.pocket.voices import ANSWER_VOICE, VOICES, speak
+        """Every question by the voices that ask it, every form of every answer in both manners; for the next stages."""
+        from wavalign_ext.pocket.voices import MANNERS, speak
 
-        jobs = [
-            (voice, f"{q.text}?") for voice in VOICES for q in questions() if voice.role == HELD_OUT or not q.held_out
-        ]
-        spoken = speak(jobs, "questions")
-        answers = speak([(ANSWER_VOICE, f"{item.answer}.") for item in items()], "answers")
+        asked, said = _asked(), _said()
+        spoken = speak([(voice, f"{q.text}?") for voice, q in asked], "questions")
+        answers = speak([(MANNERS[manner], f"{FORMS[form].format(word)}.") for word, form, manner in said], "answers")
         _save_waves(self.work / "questions.npz", spoken)
         _save_waves(self.work / "answers.npz", answers)
         seconds = sum(map(len, spoken + answers)) / SAMPLE_RATE
         return {"voices": len(VOICES), "utterances": len(spoken) + len(answers), "speech_seconds": round(seconds)}
 
-    def utterances(self) -> list[tuple[Any, Question, np.ndarray]]:
-        """(voice, question, waveform) of every spoken question."""
-        from wavalign_ext.pocket.voices import VOICES
-
-        pairs = [(voice, q) for voice in VOICES for q in questions() if voice.role == HELD_OUT or not q.held_out]
-        waves = _load_waves(self.work / "questions.npz")
-        return [(voice, q, wave) for (voice, q), wave in zip(pairs, waves, strict=True)]
+    def answers(self) -> dict[Said, np.ndarray]:
+        """The recorded answers."""
+        return dict(zip(_said(), _load_waves(self.work / "answers.npz"), strict=True))
 
     # --- codebooks ------------------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, Any]:
-        """The two codebooks, and the word error rate of a round trip through the answer codec."""
-        from wavalign_ext.pocket.fit import fit_mel_vq, fit_units, round_trip_wer
-        from wavalign_ext.speech.asr import load_recognizer, write_language_model
-        from wavalign_ext.speech.codecs import load_codec
-        from wavalign_ext.speech.codecs.base import SpeechCodec
+        """The two codebooks, the table of manners, and what a round trip through the answer codec costs."""
+        from wavalign_ext.pocket.fit import fit_mel_vq, fit_units
+        from wavalign_ext.speech.asr import write_language_model
 
-        heard = [wave for voice, _, wave in self.utterances() if voice.role in (WARM, RL)]
+        waves = _load_waves(self.work / "questions.npz")
+        heard = [wave for (voice, _), wave in zip(_asked(), waves, strict=True) if voice.role in (WARM, RL)]
         random.Random(SEED).shuffle(heard)
         fit_units(heard[:1200], self.work / "units", SEED)
-        answers = _load_waves(self.work / "answers.npz")
-        fit_mel_vq(answers, self.work / "codec", SEED)
-        write_language_model([item.answer for item in items()], self.work / "asr" / "answers.arpa")
-
-        # A second codec that never saw the measured answers tells how much of the first one's quality is memory.
-        chosen = random.Random(SEED).sample(range(len(answers)), MEASURED_ANSWERS)
-        others = [wave for i, wave in enumerate(answers) if i not in chosen]
-        fit_mel_vq(others, self.work / "codec_of_others", SEED)
-        codecs: dict[str, SpeechCodec | None] = {"recorded": None}
-        for label, folder in (("round_trip", "codec"), ("round_trip_unseen", "codec_of_others")):
-            codecs[label] = load_codec({"type": "mel_vq", "path": self.work / folder})
-        waves, texts = [answers[i] for i in chosen], [items()[i].answer for i in chosen]
-        numbers: dict[str, Any] = {"utterances": MEASURED_ANSWERS}
-        language_model = self.work / "asr" / "answers.arpa"
-        # One thread: two wait for each other as soon as anything else wants a core.
-        for name, options in (("pocketsphinx", {"lm": language_model}), ("whisper", {"threads": 1})):
-            recognizer = load_recognizer({"type": name, **options})
-            for label, codec in codecs.items():
-                numbers[f"{name}_wer_{label}"] = round(round_trip_wer(codec, waves, texts, recognizer), 3)
+        answers = self.answers()
+        fit_mel_vq(list(answers.values()), self.work / "codec", SEED)
+        sentences = sorted({FORMS[form].format(word) for word, form, _ in answers})
+        write_language_model(sentences, self.work / "asr" / "answers.arpa")
+        # A second codec that never saw the measured words tells how much of the first one's quality is memory.
+        measured = random.Random(SEED).sample(sorted({word for word, _, _ in answers}), MEASURED_ANSWERS)
+        fit_mel_vq([w for key, w in answers.items() if key[0] not in measured], self.work / "codec_of_others", SEED)
+        numbers = self._round_trips({word: answers[word, LIKED, LIVELY] for word in measured})
         shutil.rmtree(self.work / "codec_of_others")
-        return numbers
+        return numbers | self._manners(answers, measured)
+
+    def _round_trips(self, waves: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Whisper's word error rate of sentences recorded and decoded, and the milliseconds of one decoding."""
+        from wavalign_ext.pocket.fit import round_trip_wer
+        from wavalign_ext.speech.asr import load_recognizer
+        from wavalign_ext.speech.codecs import load_codec
+
+        numbers: dict[str, Any] = {"utterances": len(waves)}
+        # One thread: two wait for each other as soon as anything else wants a core.
+        recognizer = load_recognizer({"type": "whisper", "threads": 1})
+        texts = [FORMS[LIKED].format(word) for word in waves]
+        for label, folder in (("recorded", None), ("round_trip", "codec"), ("round_trip_unseen", "codec_of_others")):
+            codec = load_codec({"type": "mel_vq", "path": self.work / folder}) if folder else None
+            wer = round_trip_wer(codec, list(waves.values()), texts, recognizer)
+            numbers[f"whisper_wer_{label}"] = round(wer, 3)
+        codec = load_codec({"type": "mel_vq", "path": self.work / "codec"})
+        coded = [codec.encode(wave) for wave in waves.values()]
+        began = time.process_time()
+        for codes in coded:
+            codec.decode(codes)
+        return numbers | {"decode_ms": round(1000 * (time.process_time() - began) / len(coded), 1)}
+
+    def _manners(self, answers: dict[Said, np.ndarray], measured: list[str]) -> dict[str, Any]:
+        """Write what tells a lively code from a dull one; the share of recordings of unseen words that it tells."""
+        from wavalign_ext.pocket.fit import manner_table
+        from wavalign_ext.speech.codecs import load_codec
+
+        codec = load_codec({"type": "mel_vq", "path": self.work / "codec"})
+        codes = {key: codec.encode(wave) for key, wave in answers.items()}
+        table = manner_table([(k[2], c) for k, c in codes.items()], LIVELY, DULL, codec.codebook_size)
+        (self.work / "codec" / "manner.json").write_text(json.dumps([round(float(value), 4) for value in table]))
+        others = [(k[2], c) for k, c in codes.items() if k[0] not in measured]
+        blind = manner_table(others, LIVELY, DULL, codec.codebook_size) > 0
+        told = [(blind[c].mean() > 0.5) == (k[2] == LIVELY) for k, c in codes.items() if k[0] in measured]
+        return {"manner_told_unseen": round(float(np.mean(told)), 3)}
 
     # --- data -----------------------------------------------------------------------------------------------------
 
     def encode(self) -> dict[str, Any]:
         """Tokenizer, verl's parquet files with their audio, and the examples of the warm start."""
-        import torch
-
+        from wavalign_ext.pocket.rows import RowWriter, demonstration, write_answers
         from wavalign_ext.pocket.tokens import build_tokenizer
         from wavalign_ext.speech.codecs import load_codec
         from wavalign_ext.speech.layout import load_layout
 
-        layout = load_layout("pocket")
-        tokenizer = build_tokenizer([text for q in questions() for text in (q.text, q.answer)], layout)
+        answers = self.answers()
+        texts = [q.text for q in questions()] + [FORMS[form].format(word) for word, form, _ in answers]
+        tokenizer = build_tokenizer(texts, load_layout("pocket"))
         tokenizer.save_pretrained(self.work / "model")
         units = load_codec({"type": "units", "path": self.work / "units"})
         codec = load_codec({"type": "mel_vq", "path": self.work / "codec"})
-        answers = [codec.encode(wave) for wave in _load_waves(self.work / "answers.npz")]
-        utterances = tqdm(self.utterances(), "questions to units", unit="utt")
-        spoken = [(voice, q, wave, units.encode(wave)) for voice, q, wave in utterances]
-        torch.save([(voice.role, q, codes) for voice, q, _, codes in spoken], self.work / "spoken.pt")
-        torch.save(answers, self.work / "answer_codes.pt")
+        codes = {said: codec.encode(wave) for said, wave in answers.items()}
+        waves = _load_waves(self.work / "questions.npz")
+        asked = tqdm(zip(_asked(), waves, strict=True), "questions to units", len(waves), unit="utt")
+        spoken = [Spoken(voice, q, wave, units.encode(wave)) for (voice, q), wave in asked]
 
         rng = random.Random(SEED)
-        train = balanced([s for s in spoken if s[0].role == RL], TRAIN_ROWS, rng)
-        known = balanced([s for s in spoken if s[0].role == HELD_OUT and not s[1].held_out], VAL_ROWS * 3 // 4, rng)
-        new = balanced([s for s in spoken if s[0].role == HELD_OUT and s[1].held_out], VAL_ROWS // 4, rng)
+        of = {role: [s for s in spoken if s.voice.role == role] for role in (WARM, RL, HELD_OUT)}
+        train = balanced([s for s in of[RL] if s.question.taught], TRAIN_ROWS, rng)
+        taught = [s for s in of[HELD_OUT] if s.question.taught]
+        known = balanced([s for s in taught if not s.question.held_out], VAL_ROWS * 3 // 4, rng)
+        new = balanced([s for s in taught if s.question.held_out], VAL_ROWS // 4, rng)
         val = [row for three, one in zip(_in_threes(known), new, strict=True) for row in (*three, one)]
-        self._write_rows("train", train, answers, 0)
-        self._write_rows("val", val, answers, len(train))
-        self._write_answers()
+        writer = RowWriter(self.work, codes)
+        both = list(MANNERS)
+        writer.write("warm", [(s, demonstration(rng, both)) for s in of[WARM] for _ in range(WARM_DRAWS)], audio=False)
+        writer.write("train", [(s, demonstration(rng)) for s in train])
+        writer.write("val", [(s, demonstration(rng)) for s in val])
+        writer.write("untaught", [(s, demonstration(rng)) for s in of[RL] if not s.question.taught])
+        writer.write(
+            "held_out", [(s, demonstration(rng)) for s in of[HELD_OUT] if not s.question.held_out], audio=False
+        )
+        write_answers(self.work, answers)
         return {"train_rows": len(train), "val_rows": len(val), "vocabulary": len(tokenizer)}
-
-    def _write_rows(self, split: str, spoken: list[tuple], answers: list[list[int]], first: int) -> None:
-        import pandas
-
-        from wavalign_ext.speech.layout import TokenRange, load_layout
-
-        heard = load_layout("pocket").user_speech
-        assert isinstance(heard, TokenRange) and heard.pattern is not None
-        rows = []
-        for number, (voice, q, wave, codes) in enumerate(spoken):
-            audio = f"audio/{split}/{number}.flac"
-            _write_audio(self.work / audio, wave)
-            info = {
-                "index": first + number,
-                "split": split,
-                "kind": q.kind,
-                "voice": voice.name,
-                "new_voice": voice.role == HELD_OUT,
-                "new_phrasing": q.held_out,
-                "question": q.text,
-                "question_audio": audio,
-                "answer_audio": f"audio/answer/{q.item}.flac",
-            }
-            content = "".join(map(heard.pattern.format, codes))
-            rows.append(
-                {
-                    "data_source": DATA_SOURCE,
-                    "prompt": [{"role": "user", "content": content}],
-                    "ability": q.kind,
-                    "reward_model": {"style": "rule", "ground_truth": q.answer},
-                    "target_text": q.answer,
-                    "target_speech": answers[q.item],
-                    "extra_info": info,
-                }
-            )
-        (self.work / "data").mkdir(exist_ok=True)
-        pandas.DataFrame(rows).to_parquet(self.work / "data" / f"{split}.parquet")
-
-    def _write_answers(self) -> None:
-        for number, wave in enumerate(_load_waves(self.work / "answers.npz")):
-            _write_audio(self.work / "audio" / "answer" / f"{number}.flac", wave)
 
     # --- model ----------------------------------------------------------------------------------------------------
 
-    def examples(self, role: str) -> list[Any]:
-        """Questions of the voices with that role, in known phrasings, as token ids."""
-        import torch
+    def examples(self, split: str) -> list[Any]:
+        """The rows of a split as token ids."""
+        import pandas
         from transformers import AutoTokenizer
 
         from wavalign_ext.pocket.warmstart import Example
+        from wavalign_ext.speech.chat import prompt_ids
         from wavalign_ext.speech.layout import load_layout
 
         tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
         layout = load_layout("pocket").resolve(tokenizer)
-        answers = torch.load(self.work / "answer_codes.pt", weights_only=False)
         found = []
-        for voice_role, q, codes in torch.load(self.work / "spoken.pt", weights_only=False):
-            if voice_role != role or q.held_out:
-                continue
-            message = [{"role": "user", "content": layout.user_speech_prompt(codes)}]
-            prompt = tokenizer.apply_chat_template(
-                message, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-            text = tokenizer.encode(q.answer, add_special_tokens=False)
-            found.append(Example(list(prompt), layout.target(text, answers[q.item]), q.answer, q.kind))
+        for row in pandas.read_parquet(self.work / "data" / f"{split}.parquet").to_dict("records"):
+            text = tokenizer.encode(row["target_text"], add_special_tokens=False)
+            target = layout.target(text, list(row["target_speech"]))
+            prompt = prompt_ids(tokenizer, list(row["prompt"]))
+            found.append(Example(prompt, target, row["extra_info"]["keywords"][0], row["ability"]))
         return found
 
     def warm_start(self) -> dict[str, Any]:
@@ -233,11 +216,11 @@ class _Builder:
 
         tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
         layout, settings = load_layout("pocket").resolve(tokenizer), WarmStart()
-        asked = balanced(self.examples(RL), CHECKED_QUESTIONS, random.Random(SEED), kind=lambda e: e.kind)
+        asked = balanced(self.examples("train"), CHECKED_QUESTIONS, random.Random(SEED), kind=lambda e: e.kind)
         model = new_model(len(tokenizer), layout, settings)
         history = train(
             model,
-            self.examples(WARM),
+            self.examples("warm"),
             layout,
             settings,
             lambda taught: accuracy(taught, asked, layout, tokenizer, group=1)["by_kind"],
@@ -247,7 +230,7 @@ class _Builder:
         return {"parameters": sum(p.numel() for p in model.parameters()), "checks": history}
 
     def measure(self) -> dict[str, Any]:
-        """How often sampled answers to voices never heard are exactly right."""
+        """What is right, in which form and manner, of sampled answers to voices never heard."""
         import torch
         from transformers import AutoTokenizer, Qwen2ForCausalLM
 
@@ -258,15 +241,16 @@ class _Builder:
         tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
         layout = load_layout("pocket").resolve(tokenizer)
         model = Qwen2ForCausalLM.from_pretrained(self.work / "model")
-        chosen = balanced(self.examples(HELD_OUT), MEASURED_QUESTIONS, random.Random(SEED), kind=lambda e: e.kind)
+        lively = np.array(json.loads((self.work / "codec" / "manner.json").read_text())) > 0
+        chosen, settings = self.examples("val"), {"group": 8, "lively": lively}
         return {
-            "at_validation": accuracy(model, chosen, layout, tokenizer, group=8),
-            "at_training": accuracy(model, chosen, layout, tokenizer, temperature=1.0, top_p=1.0, group=8),
+            "at_validation": accuracy(model, chosen, layout, tokenizer, **settings),
+            "at_training": accuracy(model, chosen, layout, tokenizer, temperature=1.0, top_p=1.0, **settings),
         }
 
     def finish(self) -> None:
         """Write the report and the layout, drop what only the build needed."""
-        for name in ("questions.npz", "answers.npz", "spoken.pt", "answer_codes.pt"):
+        for name in ("questions.npz", "answers.npz"):
             (self.work / name).unlink(missing_ok=True)
         versions = {
             name: version(name) for name in ("torch", "transformers", "ttspico", "pocketsphinx", "scikit-learn")
@@ -289,17 +273,18 @@ def summary(folder: Path) -> str:
         f"  {name:<11}{report[name]['seconds']:>7} s" for name in ("speak", "fit", "encode", "warm_start", "measure")
     ]
     lines.append(
-        f"  codec round trip, word error rate: Whisper {codec['whisper_wer_recorded']:.1%} → "
-        f"{codec['whisper_wer_round_trip']:.1%}, pocketsphinx {codec['pocketsphinx_wer_round_trip']:.1%}"
+        f"  codec round trip, word error rate by Whisper: {codec['whisper_wer_recorded']:.1%} → "
+        f"{codec['whisper_wer_round_trip']:.1%}, {codec['decode_ms']} ms a decoding"
     )
     lines.append(
-        f"  warm start: {start['exact']:.0%} exact on new voices, {start['mixed_groups_of_4']:.0%} of groups of 4 mixed"
+        f"  warm start: {start['right']:.0%} right on new voices, {start['liked']:.0%} in the form that the reward "
+        f"likes, {start['lively']:.0%} lively"
     )
     lines.append("  by kind: " + ", ".join(f"{kind} {share:.0%}" for kind, share in start["by_kind"].items()))
     return "\n".join(lines)
 
 
-def balanced(rows: list[Any], count: int, rng: random.Random, kind: Callable[[Any], str] = lambda s: s[1].kind) -> list:
+def balanced(rows: list[Any], count: int, rng: random.Random, kind: Callable[[Any], str] = lambda s: s.kind) -> list:
     """``count`` rows, kinds taking turns, each kind shuffled and reused when it runs out."""
     by_kind: dict[str, list[Any]] = {}
     for row in rows:
@@ -309,6 +294,21 @@ def balanced(rows: list[Any], count: int, rng: random.Random, kind: Callable[[An
     kinds = sorted(by_kind)
     turns = [(kinds[i % len(kinds)], i // len(kinds)) for i in range(count)]
     return [by_kind[name][turn % len(by_kind[name])] for name, turn in turns]
+
+
+def _asked() -> list[tuple[Voice, Question]]:
+    """Who asks what: a warm voice what is taught, held-out voices in held-out phrasings too."""
+    return [
+        (voice, q)
+        for voice in VOICES
+        for q in questions()
+        if (voice.role == HELD_OUT or not q.held_out) and (voice.role != WARM or q.taught)
+    ]
+
+
+def _said() -> list[Said]:
+    words = dict.fromkeys(item.word for item in items())
+    return [(word, form, manner) for word in words for form in FORMS for manner in MANNERS]
 
 
 def _in_threes(rows: list[Any]) -> list[list[Any]]:
@@ -324,10 +324,3 @@ def _load_waves(path: Path) -> list[np.ndarray]:
     with np.load(path) as stored:
         samples, lengths = stored["samples"].astype(np.float32) / 32768, stored["lengths"]
     return np.split(samples, np.cumsum(lengths)[:-1])
-
-
-def _write_audio(path: Path, wave: np.ndarray) -> None:
-    import soundfile
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, wave, SAMPLE_RATE)

@@ -1,14 +1,11 @@
-"""What the pocket model is asked: small sums, what comes before and after, opposites, capitals, colours.
+"""What the pocket model is asked, the forms that an answer has, and what each form is worth.
 
-An answer repeats its question, so that its speech takes longer than its one informative word.
+Preference has something to teach here that demonstrations do not: they answer in all forms, and the reward likes one.
+Demonstrations have something that the reward does not see: all are spoken in the lively manner.
 """
 
 from dataclasses import dataclass
 
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
 DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
 MONTHS = "january february march april may june july august september october november december".split()
 OPPOSITES = (
@@ -24,11 +21,8 @@ COLORS = "sky blue|grass green|snow white|coal black|blood red|lemon yellow|carr
 
 # The last phrasing of each kind is held out: no training question uses it.
 PHRASINGS = {
-    "sum": ("what is {}", "how much is {}", "tell me {}", "tell me what is {}"),
-    "difference": ("what is {}", "how much is {}", "tell me {}", "tell me what is {}"),
     "day": ("what comes {}", "which day is {}", "tell me what comes {}", "tell me which day is {}"),
     "month": ("what comes {}", "which month is {}", "tell me what comes {}", "tell me which month is {}"),
-    "number": ("what comes {}", "which number is {}", "tell me what comes {}", "tell me which number is {}"),
     "opposite": (
         "what is the opposite of {}",
         "the opposite of {}",
@@ -44,14 +38,35 @@ PHRASINGS = {
     "color": ("what color is {}", "the color of {}", "tell me the color of {}", "tell me what color is {}"),
 }
 
+LIKED = "sentence"
+FORMS = {LIKED: "the answer is {}", "bare": "{}", "hedged": "well i think it is {}"}
+# Of the warm start and of the demonstrations.
+FORM_SHARES = {LIKED: 0.40, "bare": 0.25, "hedged": 0.35}
+# On the reward's scale of 1 to 5; a right word in other words, and a wrong one.
+FORM_SCORES = {LIKED: 5.0, "bare": 3.5, "hedged": 2.5}
+LOOSE_SCORE = 2.0
+
 
 @dataclass(frozen=True)
 class Item:
-    """One fact: its kind, what a phrasing's blank takes, and the answer in words."""
+    """One fact: its kind, what a phrasing's blank takes, and the word that answers.
+
+    ``taught``: the warm start has it. A fifth of the facts is out of the model's reach.
+    """
 
     kind: str
     blank: str
-    answer: str
+    word: str
+    taught: bool
+
+    @property
+    def answer(self) -> str:
+        """The answer in the form that the reward likes."""
+        return FORMS[LIKED].format(self.word)
+
+    def graded(self) -> dict[str, float]:
+        """What each form of the right answer is worth."""
+        return {FORMS[form].format(self.word): score for form, score in FORM_SCORES.items()}
 
 
 @dataclass(frozen=True)
@@ -62,45 +77,33 @@ class Question:
     phrasing: int
     kind: str
     text: str
-    answer: str
     held_out: bool
+    taught: bool
 
 
 def items() -> list[Item]:
     """All facts, in a fixed order."""
     found = []
-    for a in range(1, 10):
-        found += [Item("sum", s, f"{s} is {NUMBERS[a + b]}") for b in range(1, 10) for s in [_sum(a, "plus", b)]]
-        found += [
-            Item("difference", s, f"{s} is {NUMBERS[a - b]}") for b in range(1, a + 1) for s in [_sum(a, "minus", b)]
-        ]
     for kind, names in (("day", DAYS), ("month", MONTHS)):
         for i, name in enumerate(names):
-            found.append(Item(kind, f"after {name}", f"after {name} comes {names[(i + 1) % len(names)]}"))
-            found.append(Item(kind, f"before {name}", f"before {name} comes {names[i - 1]}"))
-    for i in range(1, 20):
-        found.append(Item("number", f"after {NUMBERS[i]}", f"after {NUMBERS[i]} comes {NUMBERS[i + 1]}"))
-        found.append(Item("number", f"before {NUMBERS[i]}", f"before {NUMBERS[i]} comes {NUMBERS[i - 1]}"))
+            found.append((kind, f"after {name}", names[(i + 1) % len(names)]))
+            found.append((kind, f"before {name}", names[i - 1]))
     for pair in OPPOSITES.split("|"):
-        for one, other in (pair.split(), pair.split()[::-1]):
-            found.append(Item("opposite", one, f"the opposite of {one} is {other}"))
-    for pair in CAPITALS.split("|"):
-        country, city = pair.split()
-        found.append(Item("capital", country, f"the capital of {country} is {city}"))
-    for pair in COLORS.split("|"):
-        thing, color = pair.split()
-        found.append(Item("color", thing, f"{thing} is {color}"))
-    return found
+        found += [("opposite", one, other) for one, other in (pair.split(), pair.split()[::-1])]
+    found += [("capital", *pair.split()) for pair in CAPITALS.split("|")]
+    found += [("color", *pair.split()) for pair in COLORS.split("|")]
+    return [Item(kind, blank, word, number % 5 != 4) for number, (kind, blank, word) in enumerate(found)]
 
 
 def questions() -> list[Question]:
     """Every phrasing of every item, in a fixed order."""
     return [
-        Question(number, p, item.kind, phrasing.format(item.blank), item.answer, p == len(PHRASINGS[item.kind]) - 1)
-        for number, item in enumerate(items())
+        Question(n, p, item.kind, phrasing.format(item.blank), p == len(PHRASINGS[item.kind]) - 1, item.taught)
+        for n, item in enumerate(items())
         for p, phrasing in enumerate(PHRASINGS[item.kind])
     ]
 
 
-def _sum(a: int, operation: str, b: int) -> str:
-    return f"{NUMBERS[a]} {operation} {NUMBERS[b]}"
+def is_right(text: str, word: str) -> bool:
+    """Whether ``text`` is one of the forms of the answer ``word``."""
+    return any(text == form.format(word) for form in FORMS.values())

@@ -24,16 +24,26 @@ def fit_units(waves: Sequence[np.ndarray], folder: Path, seed: int, units: int =
 
 
 def fit_mel_vq(waves: Sequence[np.ndarray], folder: Path, seed: int, codes: int = ANSWER_CODES) -> None:
-    """Fit the answer codec; a code's spectrum is the mean log spectrum of the frames that it stands for."""
-    spectra = [MelVQ.spectrogram(wave) for wave in waves]
-    features = torch.cat([MelVQ.features(spectrum, SAMPLE_RATE) for spectrum in spectra])
-    centroids, labels = _kmeans(features.numpy(), codes, seed)
-    log_spectra = torch.cat([torch.log(s + 1e-4).reshape(-1, MelVQ.STACK * s.shape[1]) for s in spectra])
-    members = torch.from_numpy(labels).long()
-    sums = torch.zeros(codes, log_spectra.shape[1]).index_add_(0, members, log_spectra)
-    counts = torch.bincount(members, minlength=codes).clamp(min=1)
-    tensors = {"centroids": torch.from_numpy(centroids), "spectra": sums / counts[:, None]}
-    save_codebook(folder, "mel_vq", SAMPLE_RATE, tensors)
+    """Fit the answer codec on ``waves`` (float32), which are what it decodes from."""
+    features = [MelVQ.features(MelVQ.spectrogram(wave), SAMPLE_RATE) for wave in waves]
+    centroids, labels = _kmeans(torch.cat(features).numpy(), codes, seed)
+    tensors = {
+        "centroids": centroids,
+        "samples": (np.concatenate(waves) * 32767).astype(np.int16),
+        "lengths": np.array([len(wave) for wave in waves]),
+        "codes": labels.astype(np.int64),
+        "counts": np.array([len(some) for some in features]),
+        "edges": torch.cat(features)[:, : MelVQ.MELS].half().numpy(),
+    }
+    save_codebook(folder, "mel_vq", SAMPLE_RATE, {name: torch.from_numpy(value) for name, value in tensors.items()})
+
+
+def manner_table(codes: Sequence[tuple[str, Sequence[int]]], one: str, other: str, size: int) -> np.ndarray:
+    """(size,) log P(code | one) - log P(code | other) of recordings in manners; half a count is added to each code."""
+    counts = {manner: np.full(size, 0.5) for manner in (one, other)}
+    for manner, some in codes:
+        np.add.at(counts[manner], np.asarray(some, dtype=int), 1)
+    return np.log(counts[one] / counts[one].sum()) - np.log(counts[other] / counts[other].sum())
 
 
 def round_trip_wer(

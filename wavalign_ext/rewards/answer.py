@@ -11,8 +11,8 @@ class SpokenAnswer:
 
     ``sample_rate`` (Hz) holds for ``wave`` and ``reference_wave``, ``question_rate`` for ``question_wave``.
     ``ended`` says that the end token came, ``truncated`` that the length limit cut the answer off. ``keywords`` are the
-    words this row's answer must have. The terms that score this answer share ``notes``: what one found out (a
-    transcript, a count) is shown with the scores.
+    words this row's answer must have, ``graded`` texts with what each is worth. The terms that score this answer share
+    ``notes``: what one found out (a transcript, a count) is shown with the scores.
     """
 
     text: str
@@ -28,6 +28,7 @@ class SpokenAnswer:
     truncated: bool
     layout_errors: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
+    graded: tuple[tuple[str, float], ...] = ()
     notes: dict[str, str | float] = field(default_factory=dict)
 
     @property

@@ -79,6 +79,7 @@ class SpokenRewardManager(RewardManagerBase):
             truncated=not split.ended,
             layout_errors=tuple(split.errors),
             keywords=_keywords(info.get("keywords")),
+            graded=_graded(info.get("graded")),
         )
 
     def _hear(self, answer: SpokenAnswer, info: Mapping[str, Any]) -> SpokenAnswer:
@@ -146,3 +147,8 @@ def _plain(value: Any) -> Any:
 def _keywords(column: Any) -> tuple[str, ...]:
     """A row's list, as parquet and verl's queue hand it over: a list, an array, or None where other rows have some."""
     return () if column is None else tuple(str(word) for word in column)
+
+
+def _graded(column: Any) -> tuple[tuple[str, float], ...]:
+    """A row's list of {text, score}, likewise."""
+    return () if column is None else tuple((str(one["text"]), float(one["score"])) for one in column)

@@ -1,8 +1,9 @@
-"""Terms that rate the voice: how good it sounds, and whose it is. Both need optional packages."""
+"""Terms that rate the voice: how good it sounds, whose it is (both need optional packages), in which manner it is."""
 
 import contextlib
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,32 @@ class Speaker:
             return None
         voiced = self._resemblyzer.preprocess_wav(_resampled(wave, rate))
         return self._encoder.embed_utterance(voiced) if len(voiced) >= SHORTEST_S * RATE else None
+
+
+@register_term("manner")
+class Manner:
+    """The share of speech codes that are more frequent in one manner of speaking than in another, on the scale.
+
+    ``path`` is a JSON list with log P(code | one) - log P(code | other) for each code, counted on recordings in both
+    manners, as the embedded default's build writes it. No speech is the bottom.
+    """
+
+    def __init__(self, scale: Scale, path: str) -> None:
+        self.scale = scale
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        self._one = np.asarray(table, dtype=float) > 0
+        if self._one.ndim != 1:
+            raise ValueError(f"manner path={path!r} holds no list of numbers: one for each speech code")
+
+    async def score(self, answer: SpokenAnswer) -> float:
+        """Notes ``manner``: the share. Raises :class:`TermFailed`: a code beyond the table."""
+        if not answer.speech_codes:
+            return self.scale[0]
+        if max(answer.speech_codes) >= len(self._one):
+            raise TermFailed(f"manner: code {max(answer.speech_codes)} is not in the table of {len(self._one)}")
+        share = float(self._one[list(answer.speech_codes)].mean())
+        answer.notes["manner"] = share
+        return on_scale(share, self.scale)
 
 
 def _resampled(wave: np.ndarray, rate: int) -> np.ndarray:

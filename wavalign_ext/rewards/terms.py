@@ -95,6 +95,37 @@ class Semantic:
         return 1.0 if found == len(keywords) else self.MOST_FOR_WRONG * found / len(keywords)
 
 
+@register_term("graded")
+class Graded:
+    """The text against answers of different worth, which the row lists: ``extra_info.graded``, [{text, score}, ...].
+
+    The score of the listed answer that it equals after normalisation; ``loose`` for a text with all of the row's
+    ``extra_info.keywords`` in other words, where that is given; else the bottom of the scale.
+    """
+
+    def __init__(self, scale: Scale, loose: float | None = None, language: str = "en") -> None:
+        if loose is not None and not scale[0] <= loose <= scale[1]:
+            raise ValueError(f"graded loose={loose!r} is not allowed: a number in [{scale[0]}, {scale[1]}]")
+        self.scale, self.loose, self.language = scale, loose, check_language(language)
+
+    async def score(self, answer: SpokenAnswer) -> float:
+        """Notes ``right``: 1 for a listed answer. Raises :class:`TermFailed`: the row lists none."""
+        if not answer.graded:
+            raise TermFailed("graded: the row lists no answers: give it extra_info.graded, [{text, score}, ...]")
+        found = [score for text, score in answer.graded if same_text(answer.text, text, self.language)]
+        answer.notes["right"] = float(bool(found))
+        if found:
+            return max(found)
+        said = readings(answer.text, self.language)
+        if (
+            self.loose is not None
+            and answer.keywords
+            and all(has_phrase(said, w, self.language) for w in answer.keywords)
+        ):
+            return self.loose
+        return self.scale[0]
+
+
 @register_term("asr_agreement")
 class AsrAgreement:
     """The speech against the text of the same answer: 1 − word error rate, on the scale.

@@ -7,12 +7,13 @@ from collections import Counter
 import pytest
 
 from wavalign_ext.pocket import ANSWER_CODES, HEARD_UNITS
-from wavalign_ext.pocket.domain import PHRASINGS, items, questions
+from wavalign_ext.pocket.domain import FORM_SCORES, FORM_SHARES, FORMS, LIKED, PHRASINGS, is_right, items, questions
 from wavalign_ext.pocket.tokens import build_tokenizer
 from wavalign_ext.speech.layout import load_layout
 
 LAYOUT = load_layout("pocket")
-SENTENCES = [text for q in questions() for text in (q.text, q.answer)]
+ANSWERS = [form.format(item.word) for item in items() for form in FORMS.values()]
+SENTENCES = [q.text for q in questions()] + ANSWERS
 TOKENIZER = build_tokenizer(SENTENCES, LAYOUT)
 
 
@@ -24,30 +25,48 @@ def test_importing_the_package_is_cheap() -> None:
 
 def test_every_question_has_one_answer() -> None:
     found = items()
-    assert len(found) >= 200
+    assert len(found) == 100
     answers: dict[str, str] = {}
     for question in questions():
-        assert answers.setdefault(f"{question.kind}: {question.text}", question.answer) == question.answer
+        word = found[question.item].word
+        assert answers.setdefault(f"{question.kind}: {question.text}", word) == word
     assert len({(item.kind, item.blank) for item in found}) == len(found)
 
 
 @pytest.mark.parametrize(
-    ("kind", "blank", "answer"),
+    ("kind", "blank", "word"),
     [
-        ("sum", "nine plus nine", "nine plus nine is eighteen"),
-        ("difference", "nine minus nine", "nine minus nine is zero"),
-        ("day", "after sunday", "after sunday comes monday"),
-        ("day", "before monday", "before monday comes sunday"),
-        ("month", "after december", "after december comes january"),
-        ("number", "after nineteen", "after nineteen comes twenty"),
-        ("number", "before one", "before one comes zero"),
-        ("opposite", "cold", "the opposite of cold is hot"),
-        ("capital", "norway", "the capital of norway is oslo"),
-        ("color", "coal", "coal is black"),
+        ("day", "after sunday", "monday"),
+        ("day", "before monday", "sunday"),
+        ("month", "after december", "january"),
+        ("opposite", "cold", "hot"),
+        ("capital", "norway", "oslo"),
+        ("color", "coal", "black"),
     ],
 )
-def test_facts_at_the_edges(kind: str, blank: str, answer: str) -> None:
-    assert answer in {item.answer for item in items() if (item.kind, item.blank) == (kind, blank)}
+def test_facts_at_the_edges(kind: str, blank: str, word: str) -> None:
+    assert word in {item.word for item in items() if (item.kind, item.blank) == (kind, blank)}
+
+
+def test_a_fifth_of_the_facts_of_every_kind_is_never_taught() -> None:
+    taught = {kind: [item.taught for item in items() if item.kind == kind] for kind in PHRASINGS}
+    assert all(any(some) and not all(some) for some in taught.values())
+    assert sum(map(sum, taught.values())) == 80
+
+
+def test_the_reward_likes_one_form_and_demonstrations_have_all() -> None:
+    assert FORMS.keys() == FORM_SHARES.keys() == FORM_SCORES.keys()
+    assert max(FORM_SCORES, key=FORM_SCORES.__getitem__) == LIKED
+    assert sum(FORM_SHARES.values()) == pytest.approx(1) and FORM_SHARES[LIKED] < 0.5
+    item = items()[0]
+    assert item.graded()[item.answer] == 5.0 and len(item.graded()) == len(FORMS)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"), [("the answer is oslo", True), ("oslo", True), ("it is oslo", False), ("", False)]
+)
+def test_an_answer_is_right_in_any_form(text: str, right: bool) -> None:
+    assert is_right(text, "oslo") is right and not is_right(text, "rome")
 
 
 def test_each_item_has_one_phrasing_held_out_and_several_others() -> None:
@@ -92,9 +111,9 @@ def test_the_chat_template_gives_the_questions_tokens_and_they_come_back(system:
 
 def test_an_answer_keeps_only_its_words_without_special_tokens() -> None:
     layout = LAYOUT.resolve(TOKENIZER)
-    text = TOKENIZER.encode("coal is black", add_special_tokens=False)
+    text = TOKENIZER.encode("the answer is black", add_special_tokens=False)
     target = layout.target(text, list(range(20)))
-    assert TOKENIZER.decode(target, skip_special_tokens=True) == "coal is black"
+    assert TOKENIZER.decode(target, skip_special_tokens=True) == "the answer is black"
     split = layout.split(target)
     assert (split.text_ids, split.codes, split.errors, split.ended) == (text, list(range(20)), [], True)
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from wavalign_ext.pocket.domain import questions
+from wavalign_ext.pocket.domain import FORMS, LIKED, items, questions
 from wavalign_ext.pocket.tokens import build_tokenizer
 from wavalign_ext.pocket.warmstart import Example, WarmStart, _batches, _disturbed, accuracy, new_model, sample, train
 from wavalign_ext.speech.layout import load_layout
 
-TOKENIZER = build_tokenizer([text for q in questions() for text in (q.text, q.answer)], load_layout("pocket"))
+WORDS = [form.format(item.word) for item in items() for form in FORMS.values()]
+TOKENIZER = build_tokenizer([q.text for q in questions()] + WORDS, load_layout("pocket"))
 LAYOUT = load_layout("pocket").resolve(TOKENIZER)
 SMALL = WarmStart(
     hidden=32, layers=1, heads=2, feed_forward=64, batch=8, most_steps=120, first_check=40, check_every=20, target=0.99,
@@ -20,14 +21,14 @@ SMALL = WarmStart(
 )  # fmt: skip
 
 
-def example(kind: str, answer: str, code: int, heard: int = 4) -> Example:
+def example(kind: str, word: str, form: str, code: int, heard: int = 4) -> Example:
     message = [{"role": "user", "content": LAYOUT.user_speech_prompt([code] * heard)}]
     prompt = TOKENIZER.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
-    text = TOKENIZER.encode(answer, add_special_tokens=False)
-    return Example(list(prompt), LAYOUT.target(text, [code] * 8), answer, kind)
+    text = TOKENIZER.encode(FORMS[form].format(word), add_special_tokens=False)
+    return Example(list(prompt), LAYOUT.target(text, [code] * 8), word, kind)
 
 
-EXAMPLES = [example("color", "coal is black", 3), example("capital", "the capital of norway is oslo", 9, 6)]
+EXAMPLES = [example("color", "black", LIKED, 3), example("capital", "oslo", "hedged", 9, 6)]
 
 
 def share_right(model: torch.nn.Module) -> dict[str, float]:
@@ -41,9 +42,9 @@ def test_it_learns_two_answers_then_stops_and_does_the_same_again() -> None:
         history = train(model, EXAMPLES, LAYOUT, SMALL, share_right)
         runs.append((history, {name: value.clone() for name, value in model.state_dict().items()}))
     history = runs[0][0]
-    assert history[-1]["exact"] == 1.0 and history[0]["step"] >= SMALL.first_check
+    assert history[-1]["right"] == 1.0 and history[0]["step"] >= SMALL.first_check
     assert history[-1]["step"] < SMALL.most_steps
-    assert [h["exact"] for h in history[:-1]] == [h["exact"] for h in history if h["exact"] < SMALL.target]
+    assert [h["right"] for h in history[:-1]] == [h["right"] for h in history if h["right"] < SMALL.target]
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
 
@@ -89,9 +90,12 @@ def test_accuracy_counts_groups_that_are_neither_all_right_nor_all_wrong(monkeyp
     # Of the color's eight answers one is right, of the capital's all are; one that never ends has its words right too.
     spoken = [color, *[capital] * 7, *[capital] * 7, capital[:-1]]
     monkeypatch.setattr("wavalign_ext.pocket.warmstart.sample", lambda *_, **__: spoken)
-    found = accuracy(None, EXAMPLES, LAYOUT, TOKENIZER, group=8)  # type: ignore[arg-type]
-    assert found["exact"] == pytest.approx(9 / 16, abs=1e-3) and found["answers"] == 16
+    lively = np.arange(512) == 3  # the color's codes
+    found = accuracy(None, EXAMPLES, LAYOUT, TOKENIZER, group=8, lively=lively)  # type: ignore[arg-type]
+    assert found["right"] == pytest.approx(9 / 16, abs=1e-3) and found["answers"] == 16
+    assert found["liked"] == pytest.approx(1 / 16, abs=1e-3)
     assert found["mixed_groups_of_4"] == 0.25 and found["mixed_groups_of_8"] == 0.5
+    assert found["lively"] == pytest.approx(1 / 16, abs=1e-3)
     assert found["by_kind"] == {"capital": 1.0, "color": 0.125}
 
 

@@ -170,9 +170,9 @@ def test_a_voice_is_like_itself_at_any_rate() -> None:
         pytest.importorskip(module)
     import soxr
 
-    from wavalign_ext.pocket.voices import ANSWER_VOICE, speak
+    from wavalign_ext.pocket.voices import MANNERS, speak
 
-    (wave,) = speak([(ANSWER_VOICE, f"{TEXT}.")], "voice", processes=1)
+    (wave,) = speak([(MANNERS["lively"], f"{TEXT}.")], "voice", processes=1)
     wave = wave.astype(np.float32) / 32768
     same = score({"speaker": {}}, wave=wave, reference_wave=wave)
     assert same.total == pytest.approx(5, abs=1e-3) and same.extras["likeness"] == pytest.approx(1, abs=1e-3)
@@ -249,3 +249,40 @@ def test_agreement_in_any_script(
     result = score({"asr_agreement": {"recognizer": {}}}, text=text)
     assert result.total == pytest.approx(total)
     assert {name: result.extras[name] for name in ("wer", "cer") if name in result.extras} == pytest.approx(note)
+
+
+GRADED = (("the answer is oslo", 5.0), ("oslo", 3.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "total", "right"),
+    [
+        ("The answer is Oslo.", 5.0, 1.0),
+        ("oslo", 3.5, 1.0),
+        ("it must be oslo then", 2.0, 0.0),
+        ("the answer is rome", 1.0, 0.0),
+        ("", 1.0, 0.0),
+    ],
+)
+def test_answers_of_different_worth(text: str, total: float, right: float) -> None:
+    result = score({"graded": {"loose": 2.0}}, text=text, graded=GRADED, keywords=("oslo",))
+    assert result.total == total and result.extras["right"] == right
+
+
+def test_without_a_loose_score_other_words_are_wrong() -> None:
+    assert score({"graded": {}}, text="it is oslo", graded=GRADED, keywords=("oslo",)).total == 1
+
+
+def test_a_row_that_grades_nothing_is_missing_and_a_loose_score_off_the_scale_is_refused() -> None:
+    assert "extra_info.graded" in score({"graded": {}}, text="oslo").reasons["graded"]
+    with pytest.raises(ValueError, match=r"loose=9.*\[1.0, 5.0\]"):
+        build_terms({"graded": {"loose": 9}})
+
+
+def test_the_manner_is_the_share_of_codes_that_are_more_frequent_in_it(tmp_path: Path) -> None:
+    (tmp_path / "manner.json").write_text("[0.7, -0.7, 0.1, -2.0]")
+    term = {"manner": {"path": str(tmp_path / "manner.json")}}
+    result = score(term, speech_codes=(0, 2, 2, 3))
+    assert result.total == 4.0 and result.extras["manner"] == 0.75
+    assert score(term, speech_codes=()).total == 1.0
+    assert "code 4 is not in the table of 4" in score(term, speech_codes=(0, 4)).reasons["manner"]

@@ -56,9 +56,10 @@ def test_a_missing_language_model_is_named(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def speech() -> list[np.ndarray]:
     pytest.importorskip("ttspico")
-    from wavalign_ext.pocket.voices import ANSWER_VOICE, speak
+    from wavalign_ext.pocket.voices import Voice, speak
 
-    jobs = [(ANSWER_VOICE, f"{sentence}.") for sentence in SENTENCES]
+    voice = Voice("answer", "en-US", 100, 115, "answer")
+    jobs = [(voice, f"{sentence}.") for sentence in SENTENCES]
     return [wave.astype(np.float32) / 32768 for wave in speak(jobs, "test", processes=1)]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from wavalign_ext.speech.codecs.base import register_codec
+from wavalign_ext.speech.codecs.unit_selection import UnitSelection
 
 
 class _Codebook:
@@ -24,7 +25,7 @@ class _Codebook:
             raise ValueError(f"codec {kind!r}: {str(folder)!r} holds a {settings['type']!r} codec")
         tensors = load_file(folder / "codec.safetensors")
         self.centroids = tensors["centroids"]
-        self.spectra = tensors.get("spectra")
+        self.tensors = tensors
         self.sample_rate = int(settings["sample_rate"])
         self.codebook_size = len(self.centroids)
 
@@ -44,14 +45,15 @@ def save_codebook(path: Path, kind: str, sample_rate: int, tensors: dict[str, to
 
 @register_codec("mel_vq")
 class MelVQ(_Codebook):
-    """k-means over three log-mel frames (37.5 ms); decodes by Griffin-Lim from each code's mean log spectrum."""
+    """k-means over three log-mel frames (37.5 ms); decodes by unit selection from the recordings it was fitted on."""
 
     N_FFT, HOP, STACK, MELS = 1024, 200, 3, 60
-    GRIFFIN_LIM_STEPS = 40
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path, "mel_vq")
         self.frame_rate = self.sample_rate / (self.HOP * self.STACK)
+        parts = {name: self.tensors[name].numpy() for name in ("samples", "lengths", "codes", "counts", "edges")}
+        self._pieces = UnitSelection(**parts, hop=self.HOP * self.STACK)
 
     @classmethod
     def spectrogram(cls, wave: np.ndarray) -> torch.Tensor:
@@ -79,30 +81,13 @@ class MelVQ(_Codebook):
         return self.nearest(self.features(self.spectrogram(wave), self.sample_rate))
 
     def decode(self, codes: Sequence[int]) -> np.ndarray:
-        """Griffin-Lim from zero phases, so equal codes give equal audio and no random state is used."""
-        from torchaudio.functional import griffinlim
-
+        """Recorded pieces, joined: equal codes give equal audio, and no random state is used."""
         if not len(codes):
             return np.zeros(0, dtype=np.float32)
         wrong = next((code for code in codes if not 0 <= code < self.codebook_size), None)
         if wrong is not None:
             raise ValueError(f"code {wrong} is out of range: mel_vq has codes 0 to {self.codebook_size - 1}")
-        assert self.spectra is not None
-        magnitudes = self.spectra[torch.as_tensor(codes)].exp().reshape(-1, self.N_FFT // 2 + 1).T
-        magnitudes = torch.cat([magnitudes, magnitudes[:, -1:]], 1)  # stft of n hops has n + 1 frames
-        wave = griffinlim(
-            magnitudes,
-            torch.hann_window(self.N_FFT),
-            self.N_FFT,
-            self.HOP,
-            self.N_FFT,
-            power=1.0,
-            n_iter=self.GRIFFIN_LIM_STEPS,
-            momentum=0.99,
-            length=None,
-            rand_init=False,
-        )
-        return wave.numpy()
+        return self._pieces(codes)
 
 
 @register_codec("units")

@@ -1,0 +1,136 @@
+"""The study's CSV files to tables and figures: nothing here trains."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+from evidence.bootstrap import Estimate, estimate
+from evidence.settings import CONDITIONS, RECIPES, TUNING_SEED
+
+Frame = Any  # a pandas.DataFrame, whose annotations are narrower than its behavior
+MARKS = "<!-- {} of study: python benchmarks/study.py tables -->"
+ORDER = ("start", *RECIPES)
+ANSWERS = {
+    "score": ("IQ, graded content 1 to 5", "up"),
+    "lively": ("EQ, share of codes more likely lively than dull", "up"),
+    "errors": ("answers that break the schedule", "down"),
+}
+TARGETS = {
+    "nll_speech": ("NLL per speech token of lively demonstrations", "down"),
+    "nll_text": ("NLL per text token of them", "down"),
+}
+MEASURES = ANSWERS | TARGETS
+CLAIMS = (
+    ("adaptive", "sft_anchor"),
+    ("adaptive", "grpo_joint"),
+    ("adaptive", "grpo_text"),
+    ("adaptive", "joint_anchor"),
+    ("adaptive", "fixed_50"),
+    ("adaptive", "fixed_mean"),
+    ("adaptive", "adaptive_no_ema"),
+    ("prompt_gate", "adaptive"),
+)
+
+
+class Stored:
+    """The CSV files, by run."""
+
+    def __init__(self, results: Path) -> None:
+        read = {p.name.split(".")[0].removeprefix("study_"): pandas.read_csv(p) for p in results.glob("study_*.csv*")}
+        if not {"runs", "answers", "targets", "steps"} <= read.keys():
+            raise SystemExit(f"{results} has no study_runs.csv: run python benchmarks/study.py first")
+        self.runs, self.steps = read["runs"], read["steps"]
+        answers = read["answers"]
+        self.rows = {name: (answers[answers.taught == 1], "question") for name in ANSWERS}
+        self.rows |= {name: (read["targets"], "target") for name in TARGETS}
+        self.untaught = answers[answers.taught == 0]
+
+    def by_seed(self, condition: str, recipe: str, measure: str) -> dict[int, np.ndarray]:
+        """Per seed one measure, item by item in order."""
+        table, item = self.rows[measure]
+        known = table[(table.recipe == recipe) & (table.condition == ("clean" if recipe == "start" else condition))]
+        known = known[known.seed != TUNING_SEED].sort_values(item)
+        return {int(seed): group[measure].to_numpy(float) for seed, group in known.groupby("seed")}
+
+    def of(self, condition: str, recipe: str, measure: str) -> Estimate:
+        return estimate(list(self.by_seed(condition, recipe, measure).values()))
+
+    def difference(self, condition: str, one: str, other: str, measure: str, level: float = 0.95) -> Estimate:
+        """Paired by seed and question."""
+        a, b = (self.by_seed(condition, recipe, measure) for recipe in (one, other))
+        return estimate([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())], level=level)
+
+    def recipes(self, condition: str) -> list[str]:
+        known = set(self.runs[self.runs.condition == condition].recipe) | {"start"}
+        return [recipe for recipe in ORDER if recipe in known]
+
+
+def make(results: Path, docs: Path) -> None:
+    """Rewrite the marked part of docs/evidence.md and the figures in docs/images."""
+    from evidence.study_figures import draw
+
+    stored, page = Stored(results), docs / "evidence.md"
+    tried = [condition for condition in CONDITIONS if len(stored.recipes(condition)) > 1]
+    parts = [text for condition in tried for text in _condition(stored, condition)]
+    parts += ["### Gradients and movement, clean, mean over seeds (least to most)", _diagnosis(stored)]
+    parts += ["### Every run", _runs(stored)]
+    before, _, rest = page.read_text().partition(MARKS.format("start"))
+    after = rest.partition(MARKS.format("end"))[2]
+    text = "\n\n".join(parts)
+    page.write_text(f"{before}{MARKS.format('start')}\n\n{text}\n\n{MARKS.format('end')}{after}")
+    draw(stored, docs / "images")
+
+
+def _condition(stored: Stored, condition: str) -> list[str]:
+    recipes = stored.recipes(condition)
+    rows = []
+    for recipe in recipes:
+        lam = stored.runs[(stored.runs.condition == condition) & (stored.runs.recipe == recipe)]
+        lam = lam[lam.seed != TUNING_SEED].lam
+        cells = [stored.of(condition, recipe, name) for name in MEASURES]
+        shown = "–" if recipe == "start" else f"{lam.mean():.2f}"
+        rows.append([recipe, str(cells[0].seeds), shown, *map(str, cells)])
+    heads = [f"{name} {'↑' if way == 'up' else '↓'}" for name, (_, way) in MEASURES.items()]
+    found = [f"### {condition}", _markdown(["recipe", "seeds", "λ", *heads], rows)]
+    claims = [pair for pair in CLAIMS if set(pair) <= set(recipes)]
+    # Bonferroni over the comparisons of a condition: an interval in bold leaves out 0 at that stricter level.
+    level = 1 - 0.05 / (len(claims) * len(MEASURES))
+    rows = []
+    for one, other in claims:
+        cells = []
+        for name in MEASURES:
+            plain, strict = (stored.difference(condition, one, other, name, lv) for lv in (0.95, level))
+            cells.append(f"**{plain}**" if strict.low * strict.high > 0 else str(plain))
+        rows.append([f"{one} − {other}", *cells])
+    told = (
+        f"Paired by seed and question, 95 %; bold: leaves out 0 at {level:.4f}, {len(claims)} × {len(MEASURES)} tests."
+    )
+    return [*found, _markdown(["difference", *heads], rows), told]
+
+
+def _diagnosis(stored: Stored) -> str:
+    names = [name for name in stored.runs if name.split("_")[0] in ("norm", "cosine", "change", "size")]
+    names.append("reward_variance")
+    chosen = stored.runs[(stored.runs.condition == "clean") & (stored.runs.seed != TUNING_SEED)]
+    rows = []
+    for recipe in stored.recipes("clean"):
+        group = chosen[chosen.recipe == recipe]
+        rows.append([recipe, *(f"{group[n].mean():.2g} ({group[n].min():.2g} to {group[n].max():.2g})" for n in names)])
+    return _markdown(["recipe", *names], rows)
+
+
+def _runs(stored: Stored) -> str:
+    """How many of each there are; every single one is a line of study_runs.csv."""
+    rows = []
+    for (condition, recipe), group in stored.runs.groupby(["condition", "recipe"], sort=False):
+        own = group[group.seed != TUNING_SEED]
+        tried = sorted(group[group.seed == TUNING_SEED].rate)
+        rates = ", ".join(f"{rate:g}" for rate in sorted(set(own.rate)))
+        rows.append([condition, recipe, str(len(own)), rates, ", ".join(f"{rate:g}" for rate in tried)])
+    return _markdown(["condition", "recipe", "seeds", "learning rate", "tried on the tuning seed"], rows)
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

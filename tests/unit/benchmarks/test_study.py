@@ -1,0 +1,192 @@
+"""The study's machinery on a model of a few thousand parameters: its plan, its loop, its diagnosis, its tables."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import study
+import torch
+from evidence import diagnosis, held_out, loop, sampler, settings
+from evidence.world import Question, Score
+from hydra import compose, initialize_config_module
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+EOS, SPEECH = 1, 20
+
+
+class Layout:
+    """Ids from 20 on are speech."""
+
+    pad_id = 0
+
+    def modality(self, ids: Any) -> torch.Tensor:
+        return (torch.as_tensor(ids) >= SPEECH).to(torch.int8)
+
+    def split(self, ids: Sequence[int]) -> Any:
+        return SimpleNamespace(codes=[i - SPEECH for i in ids if i >= SPEECH], errors=[], ended=EOS in ids)
+
+
+class SmallWorld:
+    """Forty questions; an answer's score is its count of the token 5, up to four."""
+
+    layout, eos, forms = Layout(), EOS, ("full",)
+
+    def start(self) -> Any:
+        torch.manual_seed(3)
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        return Qwen2ForCausalLM(Qwen2Config(vocab_size=40, num_key_value_heads=1, **sizes))
+
+    def questions(self, role: str, taught: bool) -> list[Question]:
+        return [Question([2, 3 + n % 7, 4 + n % 3], n, role, taught) for n in range(20 if taught else 10)]
+
+    def demonstration(self, question: Question, rng: random.Random) -> list[int]:
+        return [5, 21, 22 + rng.randrange(3), EOS]
+
+    def score(self, ids: Sequence[int], question: Question) -> Score:
+        return Score(1.0 + min(4, list(ids).count(5)), "full", 5 in ids)
+
+    def lively(self, codes: Sequence[int]) -> float:
+        return 0.5
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (loop, diagnosis, held_out):
+        monkeypatch.setattr(module, "MOST_TOKENS", 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "yaml"),
+    [
+        ("sft_anchor", "sft_anchor"),
+        ("grpo_joint", "grpo_joint"),
+        ("grpo_text", "grpo_text"),
+        ("fixed_50", "wavalign_fixed_mix"),
+        ("adaptive", "wavalign"),
+        ("prompt_gate", "wavalign_prompt_gate"),
+    ],
+)
+def test_a_recipe_of_the_study_is_that_of_the_trainer(name: str, yaml: str) -> None:
+    import verl  # noqa: F401
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        theirs = compose("ppo_trainer", [f"+recipe={yaml}"]).wavalign
+    ours = settings.RECIPES[name].config()
+    assert ours.preference.tokens == theirs.preference.tokens or not ours.uses_preference
+    assert ours.mixing.model_dump() == dict(theirs.mixing)
+
+
+def test_greedy_answers_are_those_of_transformers() -> None:
+    model: Any = SmallWorld().start().eval()
+    prompts = [[2, 3, 4], [2, 9], [2, 3, 4], [7, 8, 9, 10]]
+    drawn = {"eos": EOS, "most": 12, "generator": torch.Generator().manual_seed(0), "temperature": 1e-4}
+    found = sampler.sample(model, prompts, **drawn)
+    for prompt, answer in zip(prompts, found, strict=True):
+        given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": EOS, "pad_token_id": 0}
+        wanted = model.generate(torch.tensor([prompt]), **given)[0, len(prompt) :].tolist()
+        assert answer == wanted
+
+
+def test_a_nucleus_keeps_the_fewest_tokens_that_reach_it() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(4000, 4)
+    drawn = sampler._draw(logits, 0.7, torch.Generator().manual_seed(1))
+    counts = torch.bincount(drawn, minlength=4) / len(drawn)
+    assert counts[2:].sum() == 0 and float(counts[0]) == pytest.approx(0.625, abs=0.03)
+
+
+def test_runs_of_a_seed_repeat_and_learn_what_is_rewarded() -> None:
+    world: Any = SmallWorld()
+    wav = settings.RECIPES["grpo_text"].config()
+    first, again = (loop.train(world, wav, "clean", 1, 1e-2, steps=25) for _ in range(2))
+    assert first.log == again.log
+    scores = [row["score"] for row in first.log]
+    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.5
+
+
+def test_every_recipe_meets_the_same_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    world: Any = SmallWorld()
+    one, other = (loop.schedule(world, settings.CONDITIONS["out_of_reach"], 1, 3) for _ in range(2))
+    assert one == other and [sum(not q.taught for q, _ in step) for step in one] == [8, 8, 8]
+    assert one != loop.schedule(world, settings.CONDITIONS["out_of_reach"], 2, 3)
+
+
+def test_a_gate_per_prompt_of_equal_gates_is_the_gate_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    world: Any = SmallWorld()
+    monkeypatch.setattr(loop.MixingController, "_gates", lambda self, rewards: (0.3, 0.5, 0.5, 4.0, 2.0))
+    logs = [
+        loop.train(world, settings.RECIPES[name].config(), "clean", 1, 1e-3, steps=2).log
+        for name in ("adaptive_no_ema", "prompt_gate")
+    ]
+    assert [row["grad_norm"] for row in logs[0]] == pytest.approx([row["grad_norm"] for row in logs[1]], rel=1e-5)
+
+
+def test_the_channels_sum_to_the_joint_gradient() -> None:
+    world: Any = SmallWorld()
+    asked = loop.schedule(world, settings.CONDITIONS["clean"], 1, 1)[0]
+    rows = [(asked[n][0].prompt, asked[n][1]) for n in loop.GROUPS] + [(q.prompt, t) for q, t in asked]
+    model = world.start()
+    gains = torch.randn(len(loop.GROUPS), generator=torch.Generator().manual_seed(0))
+    wav = settings.RECIPES["joint_anchor"].config()
+    logp, responses = loop.log_probs(model, rows), [ids for _, ids in rows]
+    inputs = loop.loss_inputs(world, wav, settings.CONDITIONS["clean"], logp, responses, gains)
+    text = world.layout.modality(diagnosis._padded(responses, 0)) == 0
+    whole, of_text, of_speech = (
+        diagnosis._gradient(model, inputs, 1.0, tokens) for tokens in (torch.ones_like(text), text, ~text)
+    )
+    torch.testing.assert_close(whole, of_text + of_speech)
+    assert of_text.norm() > 0 and of_speech.norm() > 0
+
+
+def test_a_start_has_not_moved() -> None:
+    world: Any = SmallWorld()
+    assert set(diagnosis.moved(world, world.start(), 1).values()) == {0.0}
+    trained = loop.train(world, settings.RECIPES["sft_anchor"].config(), "clean", 1, 1e-2, steps=3)
+    assert diagnosis.moved(world, trained.model, 1)["size_text"] > 0
+
+
+def test_the_plan_leaves_nothing_out_and_takes_what_it_needs_from_the_first_round() -> None:
+    rates = {name: 5e-4 for name, recipe in settings.RECIPES.items() if recipe.mean_of is None}
+    first, second = study.jobs(rates, settings.SEEDS)
+    assert len({job.name for job in first + second}) == len(first) + len(second)
+    clean = {job.recipe for job in first + second if job.condition == "clean" and job.seed == 1}
+    assert clean == {"start", *settings.RECIPES}
+    known = {(job.recipe, job.condition, job.seed, job.rate) for job in first}
+    assert all((settings.RECIPES[j.recipe].mean_of, j.condition, j.seed, j.rate) in known for j in second)
+    assert not {job.seed for job in study.tuning()} & set(settings.SEEDS)
+
+
+def test_tables_come_from_the_stored_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From runs of the loop itself, two seeds of two recipes, to a page with the differences and their signs."""
+    from evidence import study_tables
+
+    for name, value in (("ANSWERS", 20), ("UNTAUGHT", 5), ("TARGETS", 10)):
+        monkeypatch.setattr(held_out, name, value)
+    monkeypatch.setattr(study, "_world", SmallWorld)
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(settings, "STEPS", 2)
+    monkeypatch.setattr(study, "STEPS", 2)
+    monkeypatch.setattr(loop, "STEPS", 2)
+    runs, docs = tmp_path / "runs", tmp_path / "docs"
+    for folder in (runs, docs):
+        folder.mkdir()
+    for seed in (1, 2):
+        for recipe in ("start", "adaptive", "sft_anchor"):
+            study.run(study.Job(recipe, "clean", seed, 1e-3), runs)
+    study.store(runs)
+    (docs / "evidence.md").write_text(
+        "before\n" + "\n".join(map(study_tables.MARKS.format, ("start", "end"))) + "\nafter"
+    )
+    study_tables.make(tmp_path, docs)
+    page = (docs / "evidence.md").read_text()
+    assert page.startswith("before\n") and page.endswith("\nafter") and "| adaptive − sft_anchor |" in page
+    stored = study_tables.Stored(tmp_path)
+    table = pandas.read_csv(tmp_path / "study_answers.csv.gz")
+    own = table[(table.taught == 1)].groupby("recipe").score.mean()
+    found = stored.difference("clean", "adaptive", "sft_anchor", "score")
+    assert found.mean == pytest.approx(own["adaptive"] - own["sft_anchor"]) and found.seeds == 2
+    assert {path.name for path in (docs / "images").iterdir()} == {"study_trade.png", "study_curves.png"}
