@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS, LEVEL = 2000, 0.95
+DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval and how many seeds and answers it is made from."""
+    """A mean with its interval and how many seeds and answers it is made from."""
 
     mean: float
     low: float
@@ -22,7 +22,7 @@ class Estimate:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def estimate(values: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0) -> Estimate:
+def estimate(values: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0, level: float = 0.95) -> Estimate:
     """Mean over everything. ``values``: per seed an array (questions,) of the same questions in order; NaN is missing.
 
     A draw takes as many seeds with replacement, and for each the same redrawn questions.
@@ -34,5 +34,5 @@ def estimate(values: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0) ->
         np.nanmean(table_SQ[rng.integers(seeds, size=seeds)][:, rng.integers(questions, size=questions)])
         for _ in range(draws)
     ]
-    low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(np.nanmean(table_SQ)), float(low), float(high), seeds, int((~np.isnan(table_SQ)).sum()))

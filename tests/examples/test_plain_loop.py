@@ -46,6 +46,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ResolvedLayout
     for number, text in enumerate(("one plus two is three", "you are kind", "ten")):
         prompt = layout.user_speech_prompt([number, 3, 5 + number])
         target = {"target_text": text, "target_speech": [number + 1] * (6 + 3 * number)}
+        target["extra_info"] = {"graded": [{"text": text, "score": 5.0}]}
         data.append({"prompt": [{"role": "user", "content": prompt}], **target})
     return words, layout, data
 
@@ -91,7 +92,7 @@ def by_the_trainer(model: Any, reference: Any, rows: list[dict], lam: float, loo
         preference=PreferenceConfig(),
         anchor=AnchorConfig(),
         boundary_modality="speech",
-        aggregation="seq-mean-token-mean",
+        aggregation="token-mean",
     )
     streams = dict(zip(ROW_FIELDS, (weights.preference, weights.anchor, weights.text, weights.speech), strict=True))
     head = reference.lm_head.weight

@@ -169,6 +169,7 @@ class _Builder:
 
         rng = random.Random(SEED)
         of = {role: [s for s in spoken if s.voice.role == role] for role in (WARM, RL, HELD_OUT)}
+        warm = [s for role in (WARM, RL) for s in of[role] if s.question.taught]
         train = balanced([s for s in of[RL] if s.question.taught], TRAIN_ROWS, rng)
         taught = [s for s in of[HELD_OUT] if s.question.taught]
         known = balanced([s for s in taught if not s.question.held_out], VAL_ROWS * 3 // 4, rng)
@@ -176,7 +177,7 @@ class _Builder:
         val = [row for three, one in zip(_in_threes(known), new, strict=True) for row in (*three, one)]
         writer = RowWriter(self.work, codes)
         both = list(MANNERS)
-        writer.write("warm", [(s, demonstration(rng, both)) for s in of[WARM] for _ in range(WARM_DRAWS)], audio=False)
+        writer.write("warm", [(s, demonstration(rng, both)) for s in warm for _ in range(WARM_DRAWS)], audio=False)
         writer.write("train", [(s, demonstration(rng)) for s in train])
         writer.write("val", [(s, demonstration(rng)) for s in val])
         writer.write("untaught", [(s, demonstration(rng)) for s in of[RL] if not s.question.taught])

@@ -43,8 +43,8 @@ FORMS = {LIKED: "the answer is {}", "bare": "{}", "hedged": "well i think it is 
 # Of the warm start and of the demonstrations.
 FORM_SHARES = {LIKED: 0.40, "bare": 0.25, "hedged": 0.35}
 # On the reward's scale of 1 to 5; a right word in other words, and a wrong one.
-FORM_SCORES = {LIKED: 5.0, "bare": 3.5, "hedged": 2.5}
-LOOSE_SCORE = 2.0
+FORM_SCORES = {LIKED: 5.0, "bare": 3.0, "hedged": 2.0}
+LOOSE_SCORE = 1.5
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,10 @@ class Voice:
     volume: int = LOUDEST
 
 
-# The model hears "warm" voices while it is warmed up, "rl" voices while it is trained by reward, others never.
+# The model hears "warm" voices while it is warmed up, "rl" voices then and while it is trained by reward, others never.
 VOICES = (
     Voice("gb", "en-GB", 100, 100, "warm"),
     Voice("us", "en-US", 100, 100, "warm"),
-    Voice("us-high", "en-US", 120, 108, "warm"),
     Voice("gb-low", "en-GB", 84, 95, "rl"),
     Voice("us-fast", "en-US", 94, 120, "rl"),
     Voice("gb-high", "en-GB", 116, 104, "rl"),

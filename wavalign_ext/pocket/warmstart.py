@@ -31,7 +31,7 @@ class WarmStart:
     most_steps: int = 1200
     first_check: int = 400
     check_every: int = 40
-    target: float = 0.60  # a check comes some steps after it: about half are right then
+    target: float = 0.75  # a check comes some steps after it: about half are right then
     learning_rate: float = 2e-3
     warm_up: int = 60
     averaging: float = 0.98  # of the weights, per step; what is checked and kept
