@@ -13,7 +13,7 @@ os.environ.setdefault("VERL_PLATFORM", "cpu")
 
 @pytest.fixture(scope="session")
 def pocket() -> Path:
-    """The embedded default's assets, built once (about 6 minutes on 2 cores) and kept in the cache."""
+    """The embedded default's assets, built once (about 4 minutes on 2 cores) and kept in the cache."""
     from wavalign_ext.pocket.build import build
 
     return build()

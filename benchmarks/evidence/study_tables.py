@@ -49,9 +49,12 @@ class Stored:
     def by_seed(self, condition: str, recipe: str, measure: str) -> dict[int, np.ndarray]:
         """Per seed one measure, item by item in order."""
         table, item = self.rows[measure]
-        known = table[(table.recipe == recipe) & (table.condition == ("clean" if recipe == "start" else condition))]
+        known: Any = table[
+            (table.recipe == recipe) & (table.condition == ("clean" if recipe == "start" else condition))
+        ]
         known = known[known.seed != TUNING_SEED].sort_values(item)
-        return {int(seed): group[measure].to_numpy(float) for seed, group in known.groupby("seed")}
+        groups: Any = known.groupby("seed")
+        return {int(seed): group[measure].to_numpy(float) for seed, group in groups}
 
     def of(self, condition: str, recipe: str, measure: str) -> Estimate:
         return estimate(list(self.by_seed(condition, recipe, measure).values()))
@@ -86,7 +89,7 @@ def _condition(stored: Stored, condition: str) -> list[str]:
     recipes = stored.recipes(condition)
     rows = []
     for recipe in recipes:
-        lam = stored.runs[(stored.runs.condition == condition) & (stored.runs.recipe == recipe)]
+        lam: Any = stored.runs[(stored.runs.condition == condition) & (stored.runs.recipe == recipe)]
         lam = lam[lam.seed != TUNING_SEED].lam
         cells = [stored.of(condition, recipe, name) for name in MEASURES]
         shown = "–" if recipe == "start" else f"{lam.mean():.2f}"
@@ -123,7 +126,8 @@ def _diagnosis(stored: Stored) -> str:
 def _runs(stored: Stored) -> str:
     """How many of each there are; every single one is a line of study_runs.csv."""
     rows = []
-    for (condition, recipe), group in stored.runs.groupby(["condition", "recipe"], sort=False):
+    groups: Any = stored.runs.groupby(["condition", "recipe"], sort=False)
+    for (condition, recipe), group in groups:
         own = group[group.seed != TUNING_SEED]
         tried = sorted(group[group.seed == TUNING_SEED].rate)
         rates = ", ".join(f"{rate:g}" for rate in sorted(set(own.rate)))

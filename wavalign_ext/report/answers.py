@@ -11,7 +11,8 @@ from wavalign_ext.report.reading import SPLITS, Run, number, setting
 STEPS = 60  # of each run's rollouts, and of its validations
 WITH_AUDIO, WITHOUT_AUDIO = 8, 3  # rows of a step
 LONGEST_TEXT = 1500
-NOTES = ("wer", "cer", "exact", "similarity", "mos", "likeness")  # what terms found out, shown with their scores
+# What terms found out, shown with their scores.
+NOTES = ("wer", "cer", "exact", "right", "similarity", "mos", "likeness", "manner")
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -1,7 +1,7 @@
 """``wavalign listen RUN``: what a run's model says: questions, answers, scores and WAV files in a table.
 
-Reads the newest validation dump of a run and puts each saved answer through Whisper tiny.en, whose vocabulary is open:
-the reward's recogniser knows the domain's sentences and is lenient.
+Reads the oldest and the newest validation dump of a run and puts each saved answer through Whisper tiny.en, whose
+vocabulary is open: a recogniser that knows the domain's sentences is lenient.
 """
 
 import argparse
@@ -13,16 +13,16 @@ from wavalign_ext.speech.asr import load_recognizer, word_error_rate
 from wavalign_ext.speech.audio import load_audio
 
 ABOUT = """What a run's model says: question, text, what Whisper tiny.en hears in the speech, reward and WAV file of the
-newest validation answers, as a table. The table is also written beside the answers, as validation/STEP.md."""
+oldest and newest validation answers, as tables. They are also written beside the answers, as validation/STEP.md."""
 WHISPER_RATE = 16000
 
 
-def newest_dump(run: Path) -> Path:
-    """The validation dump of the highest step. Raises SystemExit when the run has none."""
+def dumps_of(run: Path) -> list[Path]:
+    """The validation dumps of the lowest and the highest step, or the only one. Raises SystemExit: the run has none."""
     dumps = sorted((run / "validation").glob("*.jsonl"), key=lambda path: int(path.stem))
     if not dumps:
         raise SystemExit(f"wavalign: {run}/validation has no dump: give the folder of a run that validated")
-    return dumps[-1]
+    return dumps[:1] + dumps[1:][-1:]
 
 
 def played(dump: Path) -> list[dict[str, Any]]:
@@ -57,11 +57,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="wavalign listen", description=ABOUT)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, for example runs/pocket")
-    dump = newest_dump(parser.parse_args().run)
-    rows = played(dump)
-    text = table(rows)
-    (dump.parent / f"{dump.stem}.md").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-    print(f"held-out answers after step {dump.stem}, {len(rows)} of them decoded:\n{text}")
+    for dump in dumps_of(parser.parse_args().run):
+        rows = played(dump)
+        text = table(rows)
+        (dump.parent / f"{dump.stem}.md").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        understood = sum(row["whisper_wer"] == 0 for row in rows)
+        print(f"held-out answers after step {dump.stem}, {len(rows)} of them decoded:\n{text}")
+        print(f"Whisper understands {understood} of {len(rows)} word for word\n")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,17 @@ def test_an_answer_whose_wav_is_gone_is_left_out_and_said(tmp_path: Path, heard:
 
 
 def test_the_field_s_dump_is_read(heard: Any) -> None:
-    dump = listen.newest_dump(field("runs/u2028"))
+    dump = listen.dumps_of(field("runs/u2028"))[-1]
     found, broken = read_dump(dump)
     assert broken == 0 and len(found) == len(dump.read_bytes().strip().split(b"\n"))
     assert heard(dump) == []
+
+
+def test_before_and_after_are_the_oldest_and_the_newest(tmp_path: Path) -> None:
+    (tmp_path / "validation").mkdir()
+    for step in (0, 10, 9):
+        (tmp_path / "validation" / f"{step}.jsonl").touch()
+    assert [dump.stem for dump in listen.dumps_of(tmp_path)] == ["0", "10"]
+    for step in (0, 10):
+        (tmp_path / "validation" / f"{step}.jsonl").unlink()
+    assert [dump.stem for dump in listen.dumps_of(tmp_path)] == ["9"]

@@ -166,7 +166,10 @@ def test_a_blocking_model_leaves_the_event_loop_free_and_is_called_by_one_thread
     ("spec", "message"),
     [
         ({}, "name at least one term"),
-        ({"telepathy": {}}, "'telepathy' is not known: one of asr_agreement, format, judge, semantic, speaker"),
+        (
+            {"telepathy": {}},
+            "'telepathy' is not known: one of asr_agreement, format, graded, judge, manner",
+        ),
         ({"a": 1.0}, r"terms\.a=1\.0.*weight: 1\.0"),
         ({"a": constant(1, weight=-1)}, r"terms\.a\.weight=-1.*≥ 0"),
         ({"a": constant(1, weight=True)}, "weight=True"),
