@@ -92,7 +92,7 @@ WRONG = {
     "wavalign.preference.tokens=speech wavalign.preference.speech_weight=0": "with tokens=speech no token has a weight",
     "wavalign.anchor.speech_weight=0 wavalign.anchor.text_weight=0": "no token has a weight",
     "wavalign.reward.routes.text=[]": "a list of terms with a positive weight",
-    "wavalign.reward.routes.speech=[charm]": "semantic, manner",
+    "wavalign.reward.routes.speech=[charm]": r"positive weight \(semantic\)",
     f"{ACTOR}.use_kl_loss=false": "needs a reference policy",
     "actor_rollout_ref.rollout.n=1": "=1 is not allowed: an advantage compares at least 2",
     f"{ACTOR}.loss_scale_factor=100": "=100 is not allowed: it divides the sums of loss_agg_mode=seq-mean-token-sum",
