@@ -40,7 +40,8 @@ def register_vllm() -> None:
 
     models.register_with_vllm()
     if asked_for():
-        ModelRegistry.register_model("TwoStreamForCausalLM", "wavalign_ext.parallel.vllm_model:TwoStreamForCausalLM")
+        for name, module in (("TwoStreamForCausalLM", "vllm_model"), ("HearingTwoStreamForCausalLM", "hearing_vllm")):
+            ModelRegistry.register_model(name, f"wavalign_ext.parallel.{module}:{name}")
 
 
 try:

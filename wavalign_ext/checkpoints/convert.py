@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from wavalign_ext import models
-from wavalign_ext.checkpoints import glm4_voice, step_audio2, vita_audio, vita_audio_plus
+from wavalign_ext import models, parallel
+from wavalign_ext.checkpoints import glm4_voice, kimi_audio, step_audio2, vita_audio, vita_audio_plus
 from wavalign_ext.checkpoints.plan import ConvertError, Plan, read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -124,6 +124,7 @@ def shapes(config: Any) -> dict[str, torch.Size]:
     from transformers import AutoModelForCausalLM
 
     models.register()
+    parallel.register()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     stored = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -159,6 +160,7 @@ KINDS: dict[str, Callable[[Path, dict[str, Any]], Plan]] = {
     "vita-audio-plus": vita_audio_plus.plan,
     "step-audio2-mini": step_audio2.plan,
     "glm4-voice": glm4_voice.plan,
+    "kimi-audio": kimi_audio.plan,
 }
 
 
@@ -170,7 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="vita-audio: Balance or Boost (qwen2_mtp) without its MTP layers, a Qwen2ForCausalLM. "
         "vita-audio-plus: Plus-Vanilla (qwen2_mtp_sensevoice), a HearingQwen2ForCausalLM and its encoder. "
         "step-audio2-mini: Step-Audio 2 mini (step_audio_2), the same. "
-        "glm4-voice: GLM-4-Voice 9B (chatglm), a GlmForCausalLM with a fast tokenizer.",
+        "glm4-voice: GLM-4-Voice 9B (chatglm), a GlmForCausalLM with a fast tokenizer. "
+        "kimi-audio: Kimi-Audio 7B, a HearingTwoStreamForCausalLM with a fast tokenizer.",
     )
     parser.add_argument("kind", choices=sorted(KINDS), help="what SRC is")
     parser.add_argument("source", metavar="SRC", type=Path, help="model folder with config.json and safetensors")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from wavalign_ext.checkpoints import ears
+from wavalign_ext.checkpoints import ears, kimi_audio
 from wavalign_ext.checkpoints.convert import new_folder
 from wavalign_ext.speech.layout import LayoutError, load_layout
 
@@ -34,7 +34,7 @@ def export(
     """Write checkpoint ``step`` (the newest by default) of ``run`` to the new folder ``target``; returns its source.
 
     Args:
-        published: as the model's publisher has it, with the encoder that ``wavalign convert`` put aside.
+        published: as the model's publisher has it, with what ``wavalign convert`` put aside.
 
     Raises:
         ExportError: no checkpoint, or a run of another kind.
@@ -50,7 +50,10 @@ def export(
         _write_generation(config, folder)
         if published:
             model = Path(config.actor_rollout_ref.model.path)
-            ears.publish(folder, model / ears.FOLDER)
+            if (model / kimi_audio.FOLDER).is_dir():
+                kimi_audio.publish(folder, model)
+            else:
+                ears.publish(folder, model / ears.FOLDER)
     return actor
 
 
@@ -130,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--published",
         action="store_true",
-        help="with its encoder, for its publisher's own code (vita-audio-plus, step-audio2-mini)",
+        help="for the publisher's own code, with its encoder (vita-audio-plus, step-audio2-mini, kimi-audio)",
     )
     arguments = parser.parse_args(argv)
     try:

@@ -5,15 +5,13 @@ separate q, k and v (one matrix there), and a gated MLP whose two halves are sto
 is a list of byte pieces with ranks, made into a fast one here; special tokens keep their ids.
 """
 
-import base64
-import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wavalign_ext.checkpoints.plan import ConvertError, Plan, Tensors, read_json, require_type
+from wavalign_ext.checkpoints.byte_pieces import special_tokens, write_fast
+from wavalign_ext.checkpoints.plan import ConvertError, Plan, Tensors, require_type
 
 LAYOUT = "glm4_voice"
 # How GLM-4's tokenizer cuts text before it merges bytes.
@@ -104,68 +102,10 @@ class _Mover:
         return [(name, tensor)]
 
 
-def special_tokens(source: Path) -> dict[str, int]:
-    """``{name: id}`` of ``added_tokens_decoder``, where GLM-4-Voice lists its control and speech tokens."""
-    settings = read_json(source / "tokenizer_config.json")
-    added = settings.get("added_tokens_decoder") or {}
-    if not added:
-        raise ConvertError(f"{str(source)!r}: tokenizer_config.json has no added_tokens_decoder: use the published one")
-    return {token["content"]: int(token_id) for token_id, token in added.items()}
-
-
 def write_tokenizer(source: Path, target: Path) -> None:
-    """``tokenizer.model`` (a line per piece: base64 and rank) as a byte-level BPE with the same ids.
-
-    Raises:
-        ConvertError: no such file, or lines of another form.
-    """
-    path = source / "tokenizer.model"
-    try:
-        lines = [line.split() for line in path.read_bytes().splitlines() if line]
-        ranks = {base64.b64decode(piece, validate=True): int(rank) for piece, rank in lines}
-    except (OSError, ValueError) as error:
-        raise ConvertError(f"{str(path)!r} is no list of base64 pieces with ranks: {error}") from error
+    """``tokenizer.model`` as a fast tokenizer; GLM-4-Voice lists its control and speech tokens in its configuration."""
+    settings = {"eos_token": "<|user|>", "pad_token": "<|endoftext|>"}
     tokens = special_tokens(source)
-    names = {_printable(piece): rank for piece, rank in ranks.items()} | tokens
-    taken = set(names.values())
-    # Ids without a name, between the control and the speech tokens: a fast tokenizer wants its ids without gaps.
-    names |= {f"<|unused_{free}|>": free for free in range(max(taken)) if free not in taken}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    cut = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    fast = {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": token_id, "content": name, **flags, "special": not name.startswith("<|audio_")}
-            for name, token_id in sorted(tokens.items(), key=lambda item: item[1])
-        ],
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, byte_level]},
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": names, "merges": _merges(ranks), "ignore_merges": True},
-    }
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|user|>", "pad_token": "<|endoftext|>"}
-    (target / "tokenizer.json").write_text(json.dumps(fast, ensure_ascii=False), encoding="utf-8")
-    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _merges(ranks: dict[bytes, int]) -> list[list[str]]:
-    """Each way to make a piece of two pieces, by the rank of the result: what merging by rank comes to."""
-    pairs = []
-    for piece, rank in ranks.items():
-        for at in range(1, len(piece)):
-            left, right = piece[:at], piece[at:]
-            if left in ranks and right in ranks:
-                pairs.append((rank, ranks[left], ranks[right], [_printable(left), _printable(right)]))
-    return [pair for *_, pair in sorted(pairs, key=lambda item: item[:3])]
-
-
-@cache
-def _byte_names() -> list[str]:
-    """The character that stands for each byte in byte-level BPE: itself where printable, else one from 256 on."""
-    plain = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in plain else next(others)) for byte in range(256)]
-
-
-def _printable(piece: bytes) -> str:
-    return "".join(map(_byte_names().__getitem__, piece))
+    write_fast(
+        source / "tokenizer.model", target, tokens, PATTERN, settings, lambda name: not name.startswith("<|audio_")
+    )

@@ -16,13 +16,14 @@ from transformers import AutoModelForCausalLM
 from verl.model_merger.base_model_merger import ModelMergerConfig
 from verl.model_merger.fsdp_model_merger import FSDPModelMerger, merge_non_dtensor_shards
 
-from wavalign_ext import models
+from wavalign_ext import models, parallel
 from wavalign_ext.checkpoints.strict_loading import check_pretrained
 
 
 def merge(actor: Path, target: Path, dtype: torch.dtype | None) -> None:
     """Write the checkpoint in ``actor`` as a Hugging Face folder, in ``dtype`` or that of the checkpoint."""
     models.register()
+    parallel.register()
     settings = ModelMergerConfig(
         operation="merge",
         backend="fsdp",

@@ -10,12 +10,13 @@ from wavalign_ext.config import ConfigError
 from wavalign_ext.integration.lora import adapters, targets
 from wavalign_ext.models import MODEL_TYPE
 from wavalign_ext.models.names import PROJECTION
+from wavalign_ext.parallel.config import HEARING_TYPE
 from wavalign_ext.schema import refusal
 from wavalign_ext.speech.heard import HEARD_FEATURES, FeatureFile, read_header
 from wavalign_ext.speech.layout import ResolvedLayout
 
 MANAGER = "wavalign_ext.rollout.hearing.HearingManager"
-LINEARS = ("mlp.0", "linear1", "linear")  # of the projectors
+LINEARS = ("mlp.0", "linear1", "linear", "layers.0")  # of the projectors
 SEQUENCE_PARALLEL = tuple(
     f"actor_rollout_ref.{part}ulysses_sequence_parallel_size"
     for part in ("actor.", "ref.", "actor.fsdp_config.", "ref.fsdp_config.")
@@ -25,7 +26,7 @@ SEQUENCE_PARALLEL = tuple(
 def check_hearing(config: DictConfig, layout: ResolvedLayout, model_config: Any) -> None:
     """Raises :class:`ConfigError`: layout and model hear in different ways, or a key that cannot go with it."""
     facts, path = layout.layout.encoder, config.actor_rollout_ref.model.path
-    hears = model_config.model_type == MODEL_TYPE
+    hears = model_config.model_type in (MODEL_TYPE, HEARING_TYPE)
     where = f"layout {layout.layout.name!r}"
     if hears != (facts is not None):
         how, remedy = ("through an encoder", "speech tokens"), "convert the model (wavalign convert), or choose another"
@@ -33,10 +34,13 @@ def check_hearing(config: DictConfig, layout: ResolvedLayout, model_config: Any)
         raise ConfigError(f"{where} hears {layout_}, the model {path!r} ({model_config.model_type}) {model}: {remedy}")
     if facts is None:
         return
-    wanted = (layout.user_speech_start, facts.size, facts.most, facts.type)
-    names = ("audio_token_id", "audio_feature_size", "audio_most", "audio_encoder")
-    for name, value in zip(names, wanted, strict=True):
-        if (found := getattr(model_config, name)) != value:
+    wanted = {"audio_feature_size": facts.size, "audio_most": facts.most, "audio_encoder": facts.type}
+    if facts.placeholder is not None:
+        wanted["audio_token_id"] = layout.user_speech_start
+    elif layout.around_user is not None:
+        wanted["media_begin"] = layout.around_user[0]
+    for name, value in wanted.items():
+        if (found := getattr(model_config, name, None)) != value:
             raise ConfigError(f"the model {path!r} has {name}={found!r}, {where} {value!r}: use the model's own layout")
     for key, (ok, why) in _rules(config).items():
         if not ok:
@@ -88,10 +92,10 @@ class HeardRows:
             raise ConfigError(f"{where}: {error}, or set wavalign.audio_root") from error
         for file in files:
             self._check(file, where)
-        counts = _runs(ids, self.layout.user_speech_start)
+        counts = _runs(ids, self.layout)
         if counts != [file.frames for file in files]:
             raise ConfigError(
-                f"{where}: the prompt has {counts} placeholders {facts.placeholder} for vectors of "
+                f"{where}: the prompt has {counts} {facts.placeholder or 'codes'} for vectors of "
                 f"{[file.frames for file in files]} frames: run wavalign prepare again"
             )
 
@@ -113,13 +117,16 @@ class HeardRows:
             )
 
 
-def _runs(ids: Sequence[int], token: int) -> list[int]:
-    """Lengths of the runs of ``token``."""
-    found, before = [], None
+def _runs(ids: Sequence[int], layout: ResolvedLayout) -> list[int]:
+    """Lengths of the runs of the user's speech; codes elsewhere are of an earlier answer."""
+    heard = range(layout.user_speech_start, layout.user_speech_end)
+    begin = layout.around_user[0] if layout.around_user is not None and len(heard) > 1 else None
+    found, counted, before = [], False, None
     for i in ids:
-        if i == token:
-            if before != token:
-                found.append(0)
+        if i in heard and before not in heard:
+            counted = begin is None or before == begin
+            found += [0] if counted else []
+        if i in heard and counted:
             found[-1] += 1
         before = i
     return found

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from wavalign_ext.config import ConfigError, WavAlignConfig
 from wavalign_ext.integration.fused_head import BACKEND
 from wavalign_ext.integration.lora import adapters
-from wavalign_ext.parallel.config import MODEL_TYPE
+from wavalign_ext.parallel.config import MODEL_TYPES
 from wavalign_ext.parallel.pairs import Pairs
 from wavalign_ext.schema import refusal
 from wavalign_ext.speech.layout import ResolvedLayout
@@ -26,7 +26,7 @@ def check_streams(config: DictConfig, wav: WavAlignConfig, layout: ResolvedLayou
     Raises:
         ConfigError: with the value and the remedy.
     """
-    parallel, two = isinstance(layout, ParallelLayout), model.model_type == MODEL_TYPE
+    parallel, two = isinstance(layout, ParallelLayout), model.model_type in MODEL_TYPES
     name = layout.layout.name
     if parallel != two:
         has, wants = ("two streams", "one") if parallel else ("one stream", "two")

@@ -5,11 +5,13 @@ Importing this package is cheap; :func:`register` lets transformers load its mod
 
 
 def register() -> None:
-    """Let ``AutoConfig`` and ``AutoModelForCausalLM`` know the model type ``wavalign_two_streams``."""
+    """Let ``AutoConfig`` and ``AutoModelForCausalLM`` know the two-stream model types."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from wavalign_ext.parallel.config import TwoStreamConfig
-    from wavalign_ext.parallel.model import TwoStreamForCausalLM
+    from wavalign_ext.parallel.config import HearingTwoStreamConfig, TwoStreamConfig
+    from wavalign_ext.parallel.model import HearingTwoStreamForCausalLM, TwoStreamForCausalLM
 
-    AutoConfig.register(TwoStreamConfig.model_type, TwoStreamConfig, exist_ok=True)
-    AutoModelForCausalLM.register(TwoStreamConfig, TwoStreamForCausalLM, exist_ok=True)
+    pairs = ((TwoStreamConfig, TwoStreamForCausalLM), (HearingTwoStreamConfig, HearingTwoStreamForCausalLM))
+    for config, model in pairs:
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForCausalLM.register(config, model, exist_ok=True)

@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import Qwen2Config
 
 MODEL_TYPE = "wavalign_two_streams"
+HEARING_TYPE = "wavalign_hearing_two_streams"
+MODEL_TYPES = (MODEL_TYPE, HEARING_TYPE)
 
 
 @strict
@@ -41,3 +43,25 @@ class TwoStreamConfig(Qwen2Config):
     def embedding_rows(self) -> int:
         """Rows of the embedding that both streams share."""
         return self.vocab_size - len(self.audio_rows)
+
+    @property
+    def codes(self) -> int:
+        """How many of the audio ids are codes: those below the first end token."""
+        return min(self.audio_end) - self.text_vocab
+
+
+@strict
+class HearingTwoStreamConfig(TwoStreamConfig):
+    """A two-stream model whose user's codes have an encoder's vectors added to them, as Kimi-Audio's have Whisper's.
+
+    ``media_begin`` is the audio id before the user's codes; ``audio_feature_size`` the numbers per vector, one for each
+    code; ``audio_most`` the most codes of one recording; ``audio_encoder`` is the encoder's type, of
+    :mod:`wavalign_ext.speech.encoders`.
+    """
+
+    model_type = HEARING_TYPE
+
+    media_begin: int = 892
+    audio_feature_size: int = 5120
+    audio_most: int = 1500
+    audio_encoder: str = "whisper"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wavalign_ext.integration.fused_head import FusedHead
-from wavalign_ext.parallel.config import MODEL_TYPE
+from wavalign_ext.parallel.config import MODEL_TYPES
 
 TEXT, AUDIO = 0, 1
 NESTED = torch.nested.nested_tensor_from_jagged
@@ -30,7 +30,7 @@ class TwoStreamEngine:
     def initialize(self: Any) -> None:
         super().initialize()  # type: ignore[misc]
         config = self.model_config.hf_config
-        if config.model_type != MODEL_TYPE:
+        if config.model_type not in MODEL_TYPES:
             return
         if self.ulysses_sequence_parallel_size > 1:
             raise NotImplementedError(

@@ -10,8 +10,9 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
 
-from wavalign_ext.parallel.config import TwoStreamConfig
-from wavalign_ext.parallel.pairs import embedding_rows
+from wavalign_ext.models.projectors import KimiProjector
+from wavalign_ext.parallel.config import HearingTwoStreamConfig, TwoStreamConfig
+from wavalign_ext.parallel.pairs import embedding_rows, heard_places
 
 
 class TwoStreamModel(nn.Module):
@@ -64,6 +65,10 @@ class TwoStreamForCausalLM(PreTrainedModel):
     def get_output_embeddings(self) -> Any:
         return self.lm_head
 
+    def embed_audio(self, audio_ids: Tensor, audio_features: Tensor | None) -> Tensor:
+        """(B, F) joint audio ids → (B, F, H)."""
+        return self.model.embed_tokens(embedding_rows(self.config, audio_ids))
+
     def forward(
         self,
         input_ids: Tensor,
@@ -72,11 +77,15 @@ class TwoStreamForCausalLM(PreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool = False,
+        audio_features: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """(B, F) joint ids of each stream → ``logits``: (B, F, T) of text, (B, F, ``audio_said``) of audio."""
+        """(B, F) joint ids of each stream → ``logits``: (B, F, T) of text, (B, F, ``audio_said``) of audio.
+
+        ``audio_features``: see :class:`HearingTwoStreamForCausalLM`.
+        """
         model = self.model
-        hidden = model.embed_tokens(input_ids) + model.embed_tokens(embedding_rows(self.config, audio_ids))
+        hidden = model.embed_tokens(input_ids) + self.embed_audio(audio_ids, audio_features)
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
@@ -97,3 +106,33 @@ class TwoStreamForCausalLM(PreTrainedModel):
             audio = layer(audio, **common)
         logits = (self.lm_head(model.norm(hidden)), self.audio_head(model.audio_norm(audio)))
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
+
+
+class HearingTwoStreamForCausalLM(TwoStreamForCausalLM):
+    """Kimi-Audio's: the user's codes and what an encoder heard, added up and scaled by the root of 2.
+
+    ``audio_features`` (codes, size) are the vectors of all recordings of the rows, one after another.
+    """
+
+    config_class = HearingTwoStreamConfig
+
+    def __init__(self, config: HearingTwoStreamConfig) -> None:
+        super().__init__(config)
+        self.audio_projection = KimiProjector(config.audio_feature_size, config.hidden_size, config.rms_norm_eps)
+        self.post_init()
+
+    def embed_audio(self, audio_ids: Tensor, audio_features: Tensor | None) -> Tensor:
+        """See the base class; without vectors the projector runs on none, so that all ranks of FSDP gather it.
+
+        Raises:
+            ValueError: not as many vectors as the user's codes.
+        """
+        embedded, place = super().embed_audio(audio_ids, None), heard_places(self.config, audio_ids)
+        features = embedded.new_zeros(0, self.config.audio_feature_size) if audio_features is None else audio_features
+        if (count := int(place.sum())) != len(features):
+            raise ValueError(f"{count} codes of the user and {len(features)} vectors of the encoder: one for each code")
+        heard = self.audio_projection(features.to(embedded.device, embedded.dtype)).to(embedded.dtype)
+        both = (embedded + torch.zeros_like(embedded).masked_scatter(place[..., None], heard)) * embedded.new_tensor(
+            2.0
+        ).sqrt()
+        return torch.where(place[..., None], both, embedded)

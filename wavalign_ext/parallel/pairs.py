@@ -103,3 +103,15 @@ def embedding_rows(config: Any, ids: Tensor) -> Tensor:
     for number, row in enumerate(config.audio_rows):  # few; no table, which a captured graph could not be given
         ids = ids.masked_fill(ids == first + number, row)
     return ids
+
+
+def heard_places(config: Any, audio_ids: Tensor) -> Tensor:
+    """Where the user's codes stand, which an encoder's vectors are added to: bool, as joint audio ids (…, F).
+
+    Codes whose last control token is ``media_begin``; those of an answer have another one before them. Rows may be packed
+    one behind the other.
+    """
+    code = (audio_ids >= config.text_vocab) & (audio_ids < config.text_vocab + config.codes)
+    place = torch.arange(audio_ids.shape[-1], device=audio_ids.device).expand_as(audio_ids)
+    control = place.masked_fill(code, -1).cummax(-1).values
+    return code & (control >= 0) & (audio_ids.gather(-1, control.clamp(min=0)) == config.media_begin)

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from verl.workers.rollout.replica import TokenOutput
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
-from wavalign_ext.parallel.config import MODEL_TYPE
+from wavalign_ext.parallel.config import MODEL_TYPES
 from wavalign_ext.parallel.pairs import Pairs
 
 
@@ -71,5 +71,5 @@ class PairReplica(vLLMReplica):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Of the folder: verl hands over its configuration here, not yet the model's.
-        if PretrainedConfig.get_config_dict(self.model_config.path)[0].get("model_type") == MODEL_TYPE:
+        if PretrainedConfig.get_config_dict(self.model_config.path)[0].get("model_type") in MODEL_TYPES:
             self.server_class = ray.remote(PairServer)

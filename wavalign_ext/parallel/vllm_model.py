@@ -48,15 +48,22 @@ class TwoStreamModel(nn.Module):
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.audio_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """(N,) pairs → (N, H)."""
+    def embed_streams(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) pairs → (N, H) of each stream, to be added up."""
         text, audio = self.pairs.true_ids(*self.pairs.decode(input_ids))
-        return self.embed_tokens(text) + self.embed_tokens(embedding_rows(self.config, audio))
+        return self.embed_tokens(text), self.embed_tokens(embedding_rows(self.config, audio))
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, intermediate_tensors: Any = None, inputs_embeds: Any = None
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Tensor:
-        hidden, residual = self.embed_input_ids(input_ids), None
+        hidden, residual = inputs_embeds, None
+        if hidden is None:
+            text, spoken = self.embed_streams(input_ids)
+            hidden = text + spoken
         audio, audio_residual = hidden, residual
         for number, layer in enumerate(self.layers):
             hidden, residual = layer(positions, hidden, residual)
@@ -86,7 +93,9 @@ class TwoStreamForCausalLM(nn.Module):
         self.text_logits, self.audio_logits = LogitsProcessor(config.text_vocab), LogitsProcessor(config.audio_said)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        return self.model.embed_input_ids(input_ids)
+        """(N,) pairs → (N, H)."""
+        text, audio = self.model.embed_streams(input_ids)
+        return text + audio
 
     def forward(
         self,

@@ -1,6 +1,7 @@
-"""Users who are heard through an encoder: what a layout says of it (``user_speech: continuous``), and feature files.
+"""Users who are heard through an encoder: what a layout says of it (``encoder``), and feature files.
 
-In a prompt, one placeholder token stands for each feature vector; the model puts the projected vectors in their place.
+In a prompt, one placeholder token stands for each feature vector (``user_speech: continuous``), and the model puts the
+projected vectors in their place; or codes do, as ever, and it adds a vector to each.
 A recording's vectors lie in a file of their own, which rows name in the column :data:`HEARD_FEATURES`.
 """
 
@@ -25,14 +26,14 @@ class EncoderFacts:
     """The ``encoder`` node of a layout.
 
     ``type`` is a registered encoder's; ``size`` the numbers per vector; ``most`` the most vectors of one recording;
-    ``placeholder`` the token that stands for a vector. ``sample_rate`` in Hz and ``frame_rate`` in vectors per second
+    ``placeholder`` the token that stands for a vector, none where it is added to a code. ``sample_rate`` in Hz and ``frame_rate`` in vectors per second
     are for people.
     """
 
     type: str
     size: int
     most: int
-    placeholder: str
+    placeholder: str | None = None
     sample_rate: int = 16000
     frame_rate: float | None = None
 
@@ -40,8 +41,8 @@ class EncoderFacts:
     def from_mapping(cls, node: Any, where: str) -> EncoderFacts:
         """Build from a YAML node. Raises :class:`LayoutError`: a key is missing, not known, or malformed."""
         names = [item.name for item in fields(cls)]
-        if not isinstance(node, Mapping) or not {"type", "size", "most", "placeholder"} <= node.keys():
-            raise LayoutError(f"{where}: encoder={node!r} is malformed: give type, size, most and placeholder")
+        if not isinstance(node, Mapping) or not {"type", "size", "most"} <= node.keys():
+            raise LayoutError(f"{where}: encoder={node!r} is malformed: give type, size and most")
         if "trainable" in node:
             raise LayoutError(f"{where}, encoder: trainable is not supported: the projector learns; take it out")
         if unknown := [key for key in node if key not in names]:
@@ -51,9 +52,10 @@ class EncoderFacts:
             if not is_count(getattr(facts, name), 1):
                 raise LayoutError(f"{where}, encoder: {name}={getattr(facts, name)!r}: give a whole number above 0")
         for name in ("type", "placeholder"):
-            if not isinstance(getattr(facts, name), str) or not getattr(facts, name):
+            value = getattr(facts, name)
+            if not (isinstance(value, str) and value) and (name, value) != ("placeholder", None):
                 raise LayoutError(f"{where}, encoder: {name}={getattr(facts, name)!r} is no name: write a string")
-        if "{" in facts.placeholder:
+        if "{" in (facts.placeholder or ""):
             raise LayoutError(f"{where}, encoder: placeholder={facts.placeholder!r}: one token, without braces")
         return facts
 

@@ -87,10 +87,15 @@ class Layout:
                 raise LayoutError(f"{where}: {key}={value!r} is malformed: give {what}")
         if node.get("streams") is not None:
             node["streams"] = Streams.from_mapping(node["streams"], where)
-        if (node.get("encoder") is None) == (node.get("user_speech") == CONTINUOUS):
-            raise LayoutError(f"{where}: user_speech: continuous and encoder belong together: give both or neither")
         if node.get("encoder") is not None:
             node["encoder"] = EncoderFacts.from_mapping(node["encoder"], where)
+        stands = node.get("encoder") is not None and node["encoder"].placeholder is not None
+        if stands != (node.get("user_speech") == CONTINUOUS):
+            raise LayoutError(
+                f"{where}: user_speech: continuous and an encoder with a placeholder belong together: give both or neither"
+            )
+        if node.get("encoder") is not None and not stands and node.get("type") != PARALLEL:
+            raise LayoutError(f"{where}: encoder has no placeholder: vectors are added to codes on two streams alone")
         node["schedule"] = _pairs(node.get("schedule") or (), where)
         eos = node.get("eos") or ()
         node["eos"] = (eos,) if isinstance(eos, str) else tuple(eos)
@@ -119,7 +124,7 @@ class Layout:
         speech = user_speech = range(0)  # of answers in text alone
         if self.speech is not None:
             speech, user_speech = resolve_ranges(self.speech, heard, vocabulary, where)
-        if self.encoder is not None:
+        if self.encoder is not None and self.encoder.placeholder is not None:
             placeholder = id_of(self.encoder.placeholder, vocabulary, f"{where}, encoder")
             user_speech = range(placeholder, placeholder + 1)
         around = self.chat.user_speech
@@ -145,7 +150,7 @@ class Layout:
     @property
     def heard(self) -> TokenRange | None:
         """The user's speech in a prompt, by name: of features there is one code, the placeholder."""
-        if self.encoder is not None:
+        if self.encoder is not None and self.encoder.placeholder is not None:
             return TokenRange(self.encoder.placeholder, 1)
         return self.user_speech if isinstance(self.user_speech, TokenRange) else self.speech
 

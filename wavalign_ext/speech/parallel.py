@@ -42,7 +42,9 @@ class ParallelLayout(ResolvedLayout):
         return kinds.masked_fill_((ids >= self.user_speech_start) & (ids < self.user_speech_end), SPEECH)
 
     def prompt(self, ids: Sequence[int]) -> list[int]:
-        """A prompt (P,) as the chat template writes it, one token a frame, as flat frames (2P,): blanks beside each.
+        """A prompt (P,) as the chat template writes it, as flat frames: a blank beside each token.
+
+        An earlier answer with speech, as :meth:`interleave` has it, is frames already: a text id before a code or blank.
 
         Raises:
             LayoutError: it does not end with ``audio_start``, which an answer begins after.
@@ -53,9 +55,13 @@ class ParallelLayout(ResolvedLayout):
                 f"layout {self.layout.name!r}: a prompt ends with id {ids[-1:]}, not with streams.audio_start (id "
                 f"{self.audio_start}): correct the tokenizer's chat template"
             )
-        wide = []
-        for i in ids:
-            wide += [self.text_blank, i] if i >= self.speech_start else [i, self.audio_blank]
+        wide: list[int] = []
+        for i, after in zip(ids, [*ids[1:], self.audio_start], strict=True):
+            if i >= self.speech_start:
+                wide += [self.text_blank, i] if len(wide) % 2 == 0 else [i]
+            else:
+                spoken = after == self.audio_blank or self.speech_start <= after < self.speech_end
+                wide += [i] if spoken else [i, self.audio_blank]
         return wide
 
     def drawn(self, ids: torch.Tensor | Sequence[int]) -> torch.Tensor:

@@ -67,7 +67,8 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
     Not of its device: that changes a code only where two are equally near. An encoder's is of its weights.
     """
     if "encoder" in spec:
-        return Ears(spec, "cpu").fingerprint()
+        ears = Ears({key: value for key, value in spec.items() if key != "codec"}, "cpu").fingerprint()
+        return f"{ears} {fingerprint(spec['codec'])}" if "codec" in spec else ears
     digest = hashlib.sha256(str(codec_version(spec)).encode())
     for name, value in sorted(spec.items()):
         if name == "device":

@@ -1,6 +1,7 @@
 """The user's speech through an encoder, in a codec's place: a vector is a code, the same 0 each, and lies in a file.
 
-``{"encoder": {type: …, path: …}, "most": N}`` is such a codec's spec.
+``{"encoder": {type: …, path: …}, "most": N}`` is such a codec's spec. With ``"codec": {type: …}`` in it, the codes are
+that codec's, as many as there are vectors.
 """
 
 from collections.abc import Mapping
@@ -24,26 +25,41 @@ FOLDER = "features"
 
 
 class Ears:
-    """An encoder that encodes as a codec of one code does; ``heard``: the last recording's vectors (frames, size)."""
+    """An encoder that encodes as a codec does; ``heard``: the last recording's vectors (frames, size)."""
 
-    codebook_size = 1
     heard: torch.Tensor
 
     def __init__(self, spec: Spec, device: str | None = None) -> None:
         self.encoder = open_encoder(spec["encoder"], device)
         self.sample_rate, self.most = self.encoder.sample_rate, int(spec["most"])
+        self.codec = load_codec(spec["codec"], device) if "codec" in spec else None
+        self.codebook_size = 1 if self.codec is None else self.codec.codebook_size
         self._print: str | None = None
 
     def encode(self, wave: np.ndarray) -> list[int]:
-        """A 0 for each vector. Raises :class:`AudioError`: too short or too long for the encoder or the layout."""
+        """A 0 for each vector, or the codec's codes.
+
+        Raises:
+            AudioError: too short or too long for the encoder or the layout, or another number of codes than of vectors.
+        """
         try:
             frames = self.encoder.frames(len(wave))
             if frames > self.most:
                 raise ValueError(f"{frames} vectors, the layout allows {self.most}")
             self.heard = self.encoder.encode(wave)
+            codes = [0] * frames if self.codec is None else self._codes(wave)
+            if len(codes) != frames:
+                raise ValueError(f"{len(codes)} codes for {frames} vectors")
         except ValueError as error:
             raise AudioError(f"{error}: cut it, or drop it") from error
-        return [0] * len(self.heard)
+        return codes
+
+    def _codes(self, wave: np.ndarray) -> list[int]:
+        """Of the codec, at its own sample rate."""
+        import soxr
+
+        assert self.codec is not None
+        return self.codec.encode(soxr.resample(wave, self.sample_rate, self.codec.sample_rate))
 
     def fingerprint(self) -> str:
         """The encoder's, computed once."""
@@ -75,8 +91,8 @@ def open_encoder(spec: Spec, device: str | None = None) -> SpeechEncoder:
         raise ValueError(f"encoder={dict(spec)}: {error}: correct its arguments") from error
 
 
-def encoder_spec(layout: Layout, encoder: Spec | None) -> dict[str, Any] | None:
-    """The spec of the user's speech for ``layout``; None where that is tokens.
+def encoder_spec(layout: Layout, encoder: Spec | None, codec: Spec) -> dict[str, Any] | None:
+    """The spec of the user's speech for ``layout``; None where that is tokens alone. ``codec`` makes these.
 
     Raises:
         ValueError: an encoder is given where the layout has none, or missing, or of another type or size.
@@ -96,7 +112,8 @@ def encoder_spec(layout: Layout, encoder: Spec | None) -> dict[str, Any] | None:
             f"the encoder {facts.type!r} has {found.size} numbers per vector and {where} {facts.size}: choose an "
             "encoder and a layout that belong together"
         )
-    return {"encoder": dict(encoder), "most": facts.most}
+    beside = {} if facts.placeholder is not None else {"codec": dict(codec)}
+    return {"encoder": dict(encoder), "most": facts.most} | beside
 
 
 def load_coder(spec: Spec) -> SpeechCodec | Ears:

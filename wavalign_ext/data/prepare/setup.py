@@ -72,8 +72,8 @@ def assemble(
 ) -> Setup:
     """Check that a layout, a loaded tokenizer and codecs belong together. Raises as :func:`set_up`."""
     resolved = layout.resolve(tokenizer)
-    ears = encoder_spec(layout, encoder)
-    if ears is not None and input_codec is not None:
+    ears = encoder_spec(layout, encoder, input_codec or codec)
+    if ears is not None and "codec" not in ears and input_codec is not None:
         raise ValueError(f"layout {layout.name!r} hears through an encoder: take the input codec out")
     specs = {HEARD: ears or input_codec or codec, SPOKEN: codec}
     sizes = {
@@ -81,8 +81,9 @@ def assemble(
         SPOKEN: resolved.speech_end - resolved.speech_start,
     }
     for role, spec in specs.items():
-        if "encoder" in spec:
+        if "encoder" in spec and "codec" not in spec:
             continue
+        spec = spec.get("codec", spec)
         size = load_codec(spec, device="cpu").codebook_size  # only asked for its size
         if size != sizes[role]:
             raise ValueError(
