@@ -1,7 +1,7 @@
 """Kimi-Audio as it is published, small: a folder of its files, and its forward pass, written from its code.
 
-modeling_moonshot_kimia.py of the published checkpoint (as in finetune_codes/modeling_kimia.py of Kimi-Audio's fine-tuning
-code): MoonshotKimiaForCausalLM, names and shapes of its tensors, the order of its sums; attention and rotary embeddings
+modeling_moonshot_kimia.py of the published checkpoint (finetune_codes/modeling_kimia.py of Kimi-Audio's fine-tuning code
+is the same class): MoonshotKimiaForCausalLM, names and shapes of its tensors, the order of its sums; attention and rotary embeddings
 are Qwen2's there too. kimia_infer/api/kimia.py, ``_generate_loop``: the model's first output is the audio's. Tokenizer:
 ``tiktoken.model`` and ``added_tokens_decoder``, as vllm/tokenizers/kimi_audio.py reads them; ids of
 kimia_infer/utils/special_tokens.py as vllm-omni's Kimi-Audio has them.
@@ -142,14 +142,19 @@ def write_tokenizer_files(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def build(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """The published folder: config, tokenizer, weights in two files."""
-    from safetensors.torch import save_file
-
+def write_files(folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """What a published folder has beside its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer_files(folder)
     config = CONFIG | {"torch_dtype": str(dtype).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def build(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """The published folder: config, tokenizer, weights in two files."""
+    from safetensors.torch import save_file
+
+    write_files(folder, dtype)
     tensors = {name: tensor.to(dtype) for name, tensor in weights().items()}
     names, where = sorted(tensors), {}
     for number, some in enumerate((names[::2], names[1::2])):

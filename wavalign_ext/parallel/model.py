@@ -132,7 +132,6 @@ class HearingTwoStreamForCausalLM(TwoStreamForCausalLM):
         if (count := int(place.sum())) != len(features):
             raise ValueError(f"{count} codes of the user and {len(features)} vectors of the encoder: one for each code")
         heard = self.audio_projection(features.to(embedded.device, embedded.dtype)).to(embedded.dtype)
-        both = (embedded + torch.zeros_like(embedded).masked_scatter(place[..., None], heard)) * embedded.new_tensor(
-            2.0
-        ).sqrt()
+        spread = torch.zeros_like(embedded).masked_scatter(place[..., None], heard)
+        both = (embedded + spread) * embedded.new_tensor(2.0).sqrt()
         return torch.where(place[..., None], both, embedded)

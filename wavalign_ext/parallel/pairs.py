@@ -108,8 +108,8 @@ def embedding_rows(config: Any, ids: Tensor) -> Tensor:
 def heard_places(config: Any, audio_ids: Tensor) -> Tensor:
     """Where the user's codes stand, which an encoder's vectors are added to: bool, as joint audio ids (…, F).
 
-    Codes whose last control token is ``media_begin``; those of an answer have another one before them. Rows may be packed
-    one behind the other.
+    Codes whose last control token is ``media_begin``; those of an answer have another one before them. Rows may be
+    packed one behind the other.
     """
     code = (audio_ids >= config.text_vocab) & (audio_ids < config.text_vocab + config.codes)
     place = torch.arange(audio_ids.shape[-1], device=audio_ids.device).expand_as(audio_ids)

@@ -26,8 +26,8 @@ class EncoderFacts:
     """The ``encoder`` node of a layout.
 
     ``type`` is a registered encoder's; ``size`` the numbers per vector; ``most`` the most vectors of one recording;
-    ``placeholder`` the token that stands for a vector, none where it is added to a code. ``sample_rate`` in Hz and ``frame_rate`` in vectors per second
-    are for people.
+    ``placeholder`` the token that stands for a vector, none where it is added to a code. ``sample_rate`` in Hz and
+    ``frame_rate`` in vectors per second are for people.
     """
 
     type: str

@@ -44,7 +44,7 @@ class ParallelLayout(ResolvedLayout):
     def prompt(self, ids: Sequence[int]) -> list[int]:
         """A prompt (P,) as the chat template writes it, as flat frames: a blank beside each token.
 
-        An earlier answer with speech, as :meth:`interleave` has it, is frames already: a text id before a code or blank.
+        An earlier answer with speech, as :meth:`interleave` has it, is frames already: text before a code or blank.
 
         Raises:
             LayoutError: it does not end with ``audio_start``, which an answer begins after.
