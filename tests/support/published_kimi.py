@@ -1,9 +1,9 @@
 """Kimi-Audio as it is published, small: a folder of its files, and its forward pass, written from its code.
 
-modeling_moonshot_kimia.py of the published checkpoint (finetune_codes/modeling_kimia.py of Kimi-Audio's fine-tuning code
-is the same class): MoonshotKimiaForCausalLM, names and shapes of its tensors, the order of its sums; attention and rotary embeddings
-are Qwen2's there too. kimia_infer/api/kimia.py, ``_generate_loop``: the model's first output is the audio's. Tokenizer:
-``tiktoken.model`` and ``added_tokens_decoder``, as vllm/tokenizers/kimi_audio.py reads them; ids of
+modeling_moonshot_kimia.py of the published checkpoint (finetune_codes/modeling_kimia.py of its fine-tuning code is the
+same class): MoonshotKimiaForCausalLM, names and shapes of its tensors, the order of its sums; attention and rotary
+embeddings are Qwen2's there too. kimia_infer/api/kimia.py, ``_generate_loop``: the first output is the audio's.
+Tokenizer: ``tiktoken.model`` and ``added_tokens_decoder``, as vllm/tokenizers/kimi_audio.py reads them; ids of
 kimia_infer/utils/special_tokens.py as vllm-omni's Kimi-Audio has them.
 """
 

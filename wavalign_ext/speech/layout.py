@@ -92,7 +92,7 @@ class Layout:
         stands = node.get("encoder") is not None and node["encoder"].placeholder is not None
         if stands != (node.get("user_speech") == CONTINUOUS):
             raise LayoutError(
-                f"{where}: user_speech: continuous and encoder with a placeholder belong together: give both or neither"
+                f"{where}: user_speech: continuous and encoder belong together, with its placeholder: give both"
             )
         if node.get("encoder") is not None and not stands and node.get("type") != PARALLEL:
             raise LayoutError(f"{where}: encoder has no placeholder: vectors are added to codes on two streams alone")

@@ -53,7 +53,7 @@ def test_an_encoder_is_registered(name: str) -> None:
     [
         ({"encoder": None}, "continuous and encoder belong together"),
         ({"user_speech": None}, "continuous and encoder belong together"),
-        ({"encoder": "sensevoice"}, "encoder='sensevoice' is malformed: give type, size, most and placeholder"),
+        ({"encoder": "sensevoice"}, "encoder='sensevoice' is malformed: give type, size and most"),
         ({"encoder": {**FACTS, "trainable": True}}, "encoder: trainable is not supported: the projector learns"),
         ({"encoder": {**FACTS, "sise": 1}}, "encoder: key 'sise' is not known: its keys are type, size"),
         ({"encoder": {**FACTS, "size": 0}}, "encoder: size=0: give a whole number above 0"),

@@ -1,11 +1,11 @@
 """Kimi-Audio's prompts, id by id on both streams, as its published prompt manager makes them.
 
 The expected ids came out of ``KimiAPromptManager.get_prompt(messages, output_type="both")`` itself
-(kimia_infer/api/prompt_manager.py of MoonshotAI/Kimi-Audio), run with the small tokenizer of ``published_kimi`` ("It": 262,
-" four" 261, " is" 257, "What" 265) and a speech tokenizer that hears 7, 0, 16383; nothing of them comes from our layout.
+(kimia_infer/api/prompt_manager.py of MoonshotAI/Kimi-Audio), run with the small tokenizer of ``published_kimi``
+("It" 262, " four" 261, " is" 257, "What" 265) and a speech tokenizer that hears 7, 0, 16383; nothing of them comes from
+our layout.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np

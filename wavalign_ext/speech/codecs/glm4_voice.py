@@ -37,6 +37,7 @@ class Glm4Voice:
         ImportError: packages that the decoder's code imports are missing; all are named.
     """
 
+    name = "glm4_voice"
     version = 2  # 1 computed with random weights under transformers 5
     sample_rate, frame_rate, codebook_size = 22050, 12.5, 16384
 
@@ -47,24 +48,27 @@ class Glm4Voice:
         self._need(f"{CODE}/speech_tokenizer", code, checkout)
         self._need(TOKENIZER, ["config.json", "preprocessor_config.json"], f"download THUDM/{TOKENIZER} to there")
         if decoder:
-            self._need(CODE, ["flow_inference.py", "cosyvoice"], checkout)
-            self._need(MATCHA, ["matcha"], checkout)
-            self._need(DECODER, ["config.yaml", "flow.pt", "hift.pt"], f"download THUDM/{DECODER} to there")
-            self._need_packages()
+            self._need_decoder(checkout)
 
-    def _need_packages(self) -> None:
+    def _need_decoder(self, checkout: str) -> None:
+        self._need(CODE, ["flow_inference.py", "cosyvoice"], checkout)
+        self._need(MATCHA, ["matcha"], checkout)
+        self._need(DECODER, ["config.yaml", "flow.pt", "hift.pt"], f"download THUDM/{DECODER} to there")
         built = names_in((self.path / DECODER / "config.yaml").read_text(encoding="utf-8"))
-        missing = missing_packages([self.path / CODE, self.path / MATCHA], ["flow_inference", *built])
+        self._need_packages([self.path / CODE, self.path / MATCHA], ["flow_inference", *built])
+
+    def _need_packages(self, roots: Sequence[Path], starts: Sequence[str]) -> None:
+        missing = missing_packages(roots, starts)
         if missing:
             raise ImportError(
-                f"codec 'glm4_voice' cannot decode: {', '.join(missing)} are not installed, and its code imports them: "
+                f"codec {self.name!r} cannot decode: {', '.join(missing)} are not installed, its code imports them: "
                 f"pip install {' '.join(missing)}"
             )
 
     def _need(self, folder: str, names: Sequence[str], remedy: str) -> None:
         for name in names:
             if not (self.path / folder / name).exists():
-                raise ValueError(f"codec 'glm4_voice': path={str(self.path)!r} has no {folder}/{name}: {remedy}")
+                raise ValueError(f"codec {self.name!r}: path={str(self.path)!r} has no {folder}/{name}: {remedy}")
 
     def encode(self, wave: np.ndarray) -> list[int]:
         """One code per 80 ms."""
@@ -95,21 +99,25 @@ class Glm4Voice:
     def decode(self, codes: Sequence[int]) -> np.ndarray:
         """Equal codes give equal audio: the flow's noise is seeded, and the random state left as it was."""
         if not self.can_decode:
-            raise ValueError("codec 'glm4_voice' was loaded with decoder=False: leave that out to decode")
+            raise ValueError(f"codec {self.name!r} was loaded with decoder=False: leave that out to decode")
         if not len(codes):
             return np.zeros(0, dtype=np.float32)
         wrong = next((code for code in codes if not 0 <= code < self.codebook_size), None)
         if wrong is not None:
-            raise ValueError(f"code {wrong} is out of range: glm4_voice has codes 0 to {self.codebook_size - 1}")
-        speaker = self._speaker
+            raise ValueError(f"code {wrong} is out of range: {self.name} has codes 0 to {self.codebook_size - 1}")
+        self._speaker  # noqa: B018  (loaded before inference mode, in which its weights would be others)
         on_gpu = self.device.type == "cuda"
         with torch.random.fork_rng([self.device] if on_gpu else []), torch.inference_mode():
             torch.default_generator.manual_seed(0)  # torch.manual_seed would seed every GPU
             if on_gpu:
                 with torch.cuda.device(self.device):
                     torch.cuda.manual_seed(0)
-            wave = speaker.offline_inference(torch.tensor([list(codes)], device=self.device))
+            wave = self._speak(torch.tensor([list(codes)], device=self.device))
         return wave.reshape(-1).float().cpu().numpy()
+
+    def _speak(self, codes: torch.Tensor) -> torch.Tensor:
+        """Samples of codes (1, C), any shape."""
+        return self._speaker.offline_inference(codes)
 
     @cached_property
     def _encoder(self) -> tuple[Any, Any]:
@@ -129,7 +137,7 @@ class Glm4Voice:
             weights = {name: weights[ENCODER + name] for name in _used(weights, config.quantize_position)}
         with same_random_state():
             model = self._module("speech_tokenizer.modeling_whisper").WhisperVQEncoder(config)
-        load_strictly(model, weights, f"codec 'glm4_voice': {str(folder)!r}")
+        load_strictly(model, weights, f"codec {self.name!r}: {str(folder)!r}")
         return model.eval().to(self.device), extractor
 
     @cached_property
@@ -146,11 +154,11 @@ class Glm4Voice:
                 speaker = decoder(str(config), *map(str, files), device=str(self.device))
             except RuntimeError as error:
                 raise ValueError(
-                    f"codec 'glm4_voice': its decoder does not load: {' '.join(str(error).split())}"
+                    f"codec {self.name!r}: its decoder does not load: {' '.join(str(error).split())}"
                 ) from error
         speaker.scratch_configs = {}
         for model, saved, file in zip((speaker.flow, speaker.hift), weights, files, strict=True):
-            check(model.eval(), saved, f"codec 'glm4_voice': {str(file)!r}")
+            check(model.eval(), saved, f"codec {self.name!r}: {str(file)!r}")
         return speaker
 
     def _module(self, name: str) -> Any:
