@@ -17,10 +17,20 @@ from omegaconf.errors import MissingMandatoryValue
 from twins import build_twin
 
 RECIPES = ("wavalign_vita_audio", "wavalign_vita_audio_lora", "wavalign_vita_audio_2nodes", "wavalign_glm4_voice")
-RECIPES += ("wavalign_vita_audio_plus", "wavalign_vita_audio_plus_lora", "wavalign_vita_audio_plus_2nodes")
+RECIPES += (
+    "wavalign_kimi_audio",
+    "wavalign_vita_audio_plus",
+    "wavalign_vita_audio_plus_lora",
+    "wavalign_vita_audio_plus_2nodes",
+)
 SNAPSHOTS = Path(__file__).with_name("snapshots")
 # Attention heads and KV heads, which parallel sizes must divide.
-HEADS = {"vita_audio_balance": (28, 4), "vita_audio_plus_vanilla": (28, 4), "glm4_voice": (32, 2)}
+HEADS = {
+    "kimi_audio": (28, 4),
+    "vita_audio_balance": (28, 4),
+    "vita_audio_plus_vanilla": (28, 4),
+    "glm4_voice": (32, 2),
+}
 GIVEN = (
     "data.train_files=train.parquet",
     "data.val_files=val.parquet",

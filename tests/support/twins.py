@@ -19,7 +19,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from wavalign_ext import models
+from wavalign_ext import models, parallel
+from wavalign_ext.checkpoints.kimi_audio import CONTROL
 from wavalign_ext.models.hearing_qwen2 import HearingQwen2Config, HearingQwen2ForCausalLM
 from wavalign_ext.speech.layout import Layout, ResolvedLayout, load_layout
 from wavalign_ext.speech.turn_grammar import BEGIN, CODE, END, EOS, NEVER, TEXT, kinds_of_ids
@@ -87,7 +88,24 @@ STEP = Twin(
         "+wavalign.codec.codes=6562",
     ),
 )
+KIMI = Twin(
+    named={
+        151643: ["[BOS]", "[EOS]", "<|im_msg_end|>"],
+        151661: ["<|im_media_begin|>"],
+        151663: ["<|im_media_end|>"],
+        151666: ["<|im_kimia_text_blank|>", "<|im_kimia_text_eos|>"],
+        151670: ["<|im_kimia_user_msg_start|>", "<|im_kimia_assistant_msg_start|>"],
+        151675: ["<|im_kimia_speech_ct_id|>", "<|im_kimia_speech_ctd_id|>"],
+        168448: list(CONTROL),
+    },
+    first_audio=152064,
+    vocab_size=168456,
+    eos="<|im_kimia_text_eos|>",
+    pad="<|im_kimia_text_blank|>",
+    family="kimi",
+)
 TWINS = {
+    "kimi_audio": KIMI,
     "vita_audio_balance": VITA,
     "vita_audio_boost": VITA,
     "vita_audio_plus_vanilla": PLUS,
@@ -104,6 +122,7 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
     import torch
 
     models.register()
+    parallel.register()
     twin = TWINS[name]
     tokenizer = build_tokenizer(name, folder)
     layout = twin_layout(name).resolve(tokenizer, twin.vocab_size)
@@ -124,11 +143,13 @@ def build_twin(name: str, folder: Path, layers: int = 2, hidden: int = 64, seed:
     if name == "vita_audio_plus_vanilla":
         heard: Any = dict(audio_token_id=layout.user_speech_start, audio_feature_size=512, audio_most=504)
         model: Any = HearingQwen2ForCausalLM(HearingQwen2Config(**sizes, **heard))
+    elif twin.family == "kimi":
+        model = _two_streams(layout, tokenizer, layers, sizes)
     elif twin.family == "glm":
         model = GlmForCausalLM(GlmConfig(**sizes, head_dim=hidden // 2))
     else:
         model = Qwen2ForCausalLM(Qwen2Config(**sizes))
-    make_it_speak(model, layout)
+    (make_it_speak if twin.family != "kimi" else make_both_speak)(model, layout)
     model.save_pretrained(folder)
     return folder
 
@@ -153,7 +174,9 @@ def write_rows(name: str, path: Path, rows: int = 8, heard: int = 12, codes: int
         question = "".join(twin.pattern.format((37 * row + 11 * n) % twin.codes) for n in range(heard))
         vectors = []
         if (facts := twin_layout(name).encoder) is not None:
-            question, vectors = facts.placeholder * (heard + row), [f"features/{row}.safetensors"]
+            vectors = [f"features/{row}.safetensors"]
+            beside = "".join(twin.pattern.format((37 * row + 11 * n) % twin.codes) for n in range(heard + row))
+            question = facts.placeholder * (heard + row) if facts.placeholder else beside
             noise = torch.randn(heard + row, facts.size, generator=torch.Generator().manual_seed(row))
             save_features(path.parent / vectors[0], noise.bfloat16(), facts.type, "twin")
         target = [(101 * row + 7 * n) % twin.codes for n in range(codes)]
@@ -192,6 +215,47 @@ def make_it_speak(model: Any, layout: ResolvedLayout) -> None:
         head[:, 0] = TEMPERATURE * bias / head.shape[1] ** 0.5
 
 
+def _two_streams(layout: Any, tokenizer: Any, layers: int, sizes: dict[str, Any]) -> Any:
+    """Kimi-Audio's shape, ids and features."""
+    from wavalign_ext.parallel.config import HearingTwoStreamConfig
+    from wavalign_ext.parallel.model import HearingTwoStreamForCausalLM
+
+    facts, first = layout.layout.encoder, layout.speech_start
+    heard = dict(audio_feature_size=facts.size, audio_most=facts.most, audio_encoder=facts.type)
+    config = HearingTwoStreamConfig(
+        **{key: value for key, value in sizes.items() if key not in ("vocab_size", "eos_token_id")},
+        text_vocab=first,
+        audio_vocab=CODES + len(CONTROL),
+        audio_said=CODES + len(layout.eos_ids),
+        audio_rows=[tokenizer.convert_tokens_to_ids(name) for name in CONTROL.values()],
+        fork_layer=layers - 2 if layers > 1 else 0,
+        delay=layout.delay,
+        text_blank=layout.text_blank,
+        text_end=layout.text_end,
+        audio_blank=layout.audio_blank,
+        audio_start=layout.audio_start,
+        audio_end=list(layout.eos_ids),
+        media_begin=layout.around_user[0],
+        **heard,
+    )
+    return HearingTwoStreamForCausalLM(config)
+
+
+def make_both_speak(model: Any, layout: Any) -> None:
+    """:func:`make_it_speak` for two heads: letters and their end; codes and the two ends."""
+    import torch
+
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 1.0
+        for head, said, ends in (
+            (model.lm_head.weight, range(256), [layout.text_end]),
+            (model.audio_head.weight, range(CODES), [i - layout.speech_start for i in layout.eos_ids]),
+        ):
+            bias = torch.full((len(head),), -20.0)
+            bias[list(said)], bias[ends] = math.log(1 / len(said)), math.log(0.1)
+            head[:, 0] = TEMPERATURE * bias / head.shape[1] ** 0.5
+
+
 def build_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerFast:
     """Bytes as text, every special token at its real id, fillers in between; no merges. The layout's chat template."""
     twin, template = TWINS[name], load_layout(name).chat.template
@@ -200,8 +264,7 @@ def build_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerFast:
     names |= {twin.first_audio + code: twin.pattern.format(code) for code in range(twin.codes)}
     vocabulary = {name: token_id for token_id, name in enumerate(_byte_alphabet())}
     vocabulary |= {
-        names.get(token_id, f"<unused_{token_id}>"): token_id
-        for token_id in range(len(vocabulary), twin.first_audio + twin.codes)
+        names.get(token_id, f"<unused_{token_id}>"): token_id for token_id in range(len(vocabulary), max(names) + 1)
     }
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)

@@ -91,7 +91,7 @@ def plan(source: Path, config: dict[str, Any]) -> Plan:
         dtype=config.get("torch_dtype"),
     )
     made.architectures = ["HearingTwoStreamForCausalLM"]
-    rows = [first + code for code in range(CODES)] + made.audio_rows[: len(ENDS)]
+    rows = [first + code for code in range(CODES)] + list(made.audio_rows[: len(ENDS)])
     generation = {"do_sample": True, "eos_token_id": list(made.audio_end)}
     return Plan(made, Mover(first, rows), write_tokenizer, generation, LAYOUT, beside=keep_the_rest)
 

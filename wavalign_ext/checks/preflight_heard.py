@@ -16,7 +16,7 @@ from wavalign_ext.speech.heard import HEARD_FEATURES, FeatureFile, read_header
 from wavalign_ext.speech.layout import ResolvedLayout
 
 MANAGER = "wavalign_ext.rollout.hearing.HearingManager"
-LINEARS = ("mlp.0", "linear1", "linear", "layers.0")  # of the projectors
+LINEARS = ("mlp.0", "linear1", "linear", "layers.0", "layers.3")  # of the projectors
 SEQUENCE_PARALLEL = tuple(
     f"actor_rollout_ref.{part}ulysses_sequence_parallel_size"
     for part in ("actor.", "ref.", "actor.fsdp_config.", "ref.fsdp_config.")

@@ -136,7 +136,7 @@ def _engines(config: DictConfig) -> Rules:
         ),
         "actor_rollout_ref.model.exclude_modules": (
             not lora or not on_head,
-            "an adapter on the audio's head is not possible: set it to '.*audio_head'",
+            "an adapter on the audio's head is not possible: set it to '.*(audio_head|audio_projection).*'",
         ),
         "actor_rollout_ref.model.lora.merge": (
             not lora or bool(OmegaConf.select(model, "lora.merge")),

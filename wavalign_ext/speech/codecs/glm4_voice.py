@@ -22,7 +22,6 @@ MATCHA = f"{CODE}/third_party/Matcha-TTS"
 ENCODER = "model.encoder."  # before the names in a file that holds a whole Whisper
 
 
-@register_codec("glm4_voice")
 class Glm4Voice:
     """12.5 codes per second out of 16384; hears 16 kHz, speaks 22.05 kHz, which is its ``sample_rate``.
 
@@ -168,6 +167,9 @@ class Glm4Voice:
             if str(folder) not in sys.path:
                 sys.path.append(str(folder))
         return importlib.import_module(name)
+
+
+register_codec("glm4_voice")(Glm4Voice)  # no decorator: its type would be lost to who builds on it
 
 
 def _used(names: Any, layers: int) -> list[str]:
