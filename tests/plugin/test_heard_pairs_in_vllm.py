@@ -10,7 +10,7 @@ import published_kimi as kimi
 import pytest
 
 HERE = Path(__file__).parent
-NEAR = 1e-4  # of log-probs of which the temperature makes 50 times as much
+NEAR, TEMPERATURE = 1e-5, 0.02  # the temperature makes 50 times as much of a difference of logits
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_a_user_who_is_heard_by_codes_and_vectors(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     print({name: part["worst"] for name, part in found.items() if name != "refused"})
     for name in ("whole", "cut", "prefix", "prefix again"):
-        assert found[name]["worst"] < NEAR, name
+        assert found[name]["worst"] * TEMPERATURE < NEAR, name
     answers = found["whole"]["answers"]
     assert found["cut"]["answers"] == answers == found["prefix again"]["answers"]
     assert all(answers[row] != answers[row + 4] for row in range(4))  # equal codes, other vectors
