@@ -58,7 +58,7 @@ def make_plan(ears: Ears, source: Path, text: dict[str, Any]) -> Plan:
     from wavalign_ext.models.hearing_qwen2 import HearingQwen2Config
 
     facts = load_layout(ears.layout).encoder
-    assert facts is not None
+    assert facts is not None and facts.placeholder is not None
     kept = {key: text[key] for key in KEPT if key in text}
     heard: dict[str, Any] = dict(audio_feature_size=facts.size, audio_most=facts.most, audio_encoder=facts.type)
     made = HearingQwen2Config(

@@ -184,7 +184,9 @@ def check_model(context: DoctorContext) -> Iterator[Finding]:
     yield Finding("layout", OK, f"{layout.layout.name}: {speech} speech tokens of {config.vocab_size}")
     check_hearing(context.config, layout, config)
     if (facts := layout.layout.encoder) is not None:
-        yield Finding("hearing", OK, f"by {facts.type}, {facts.size} numbers per vector, at {facts.placeholder}")
+        yield Finding(
+            "hearing", OK, f"by {facts.type}, {facts.size} numbers per vector, at {facts.placeholder or 'codes'}"
+        )
 
 
 def check_codec(context: DoctorContext) -> Iterator[Finding]:

@@ -168,7 +168,7 @@ def _measure(given: argparse.Namespace) -> Hearing:
     models.register()
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     layout = load_layout(given.layout or given.model / LAYOUT_FILE).resolve(tokenizer)
-    if layout.layout.encoder is None:
+    if layout.layout.encoder is None or layout.layout.encoder.placeholder is None:
         raise ValueError(f"layout {layout.layout.name!r} hears tokens: this is for user_speech: continuous")
     asked = read_rows(given.rows, given.audio_root or given.rows.parent, tokenizer, given.most)
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype="auto").eval()
