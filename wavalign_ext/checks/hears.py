@@ -7,7 +7,7 @@ says other words, and is right only about its own.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,21 @@ from wavalign_ext.speech.layout import ResolvedLayout
 
 @dataclass(frozen=True)
 class Asked:
-    """A row: its prompt's ids, the vectors (frames, size) of its recordings, and the words of a right answer."""
+    """A row: its prompt's ids, the vectors (frames, size) of its recordings, and its target's text.
+
+    ``keywords``: what a right answer has, where it need not be the target word by word.
+    """
 
     prompt: list[int]
     heard: list[Tensor]
     answer: str
+    keywords: tuple[str, ...] = ()
+
+    def right(self, text: str) -> bool:
+        """Whether ``text`` answers the row."""
+        if self.keywords:
+            return all(f" {word} " in f" {text} " for word in self.keywords)
+        return text == self.answer
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Hearing:
     def __str__(self) -> str:
         return (
             f"{self.rows} rows: with another row's recording {self.changed:.1%} of the answers have other words; "
-            f"exactly right {self.right:.1%} with their own, {self.right_swapped:.1%} with the other"
+            f"right {self.right:.1%} with their own, {self.right_swapped:.1%} with the other"
         )
 
 
@@ -48,7 +58,7 @@ def measure(model: Any, asked: Sequence[Asked], layout: ResolvedLayout, tokenize
     Raises:
         ValueError: fewer than two different answers, so that nothing can be swapped.
     """
-    if len({row.answer for row in asked}) < 2:
+    if len({row.keywords or row.answer for row in asked}) < 2:
         raise ValueError("rows with at least two different answers are needed: give more")
     own = words(answers(model, asked, layout, most=most), layout, tokenizer)
     other = words(answers(model, swapped(asked, layout), layout, most=most), layout, tokenizer)
@@ -56,8 +66,8 @@ def measure(model: Any, asked: Sequence[Asked], layout: ResolvedLayout, tokenize
     return Hearing(
         rows=len(asked),
         changed=share(a != b for a, b in zip(own, other, strict=True)),
-        right=share(a == row.answer for a, row in zip(own, asked, strict=True)),
-        right_swapped=share(b == row.answer for b, row in zip(other, asked, strict=True)),
+        right=share(row.right(a) for a, row in zip(own, asked, strict=True)),
+        right_swapped=share(row.right(b) for b, row in zip(other, asked, strict=True)),
     )
 
 
@@ -66,7 +76,7 @@ def swapped(asked: Sequence[Asked], layout: ResolvedLayout) -> list[Asked]:
     found = []
     for number, row in enumerate(asked):
         others = [*asked[number + 1 :], *asked[:number]]
-        other = next(o for o in others if o.answer != row.answer)
+        other = next(o for o in others if (o.keywords or o.answer) != (row.keywords or row.answer))
         found.append(with_recording(row, other.heard[-1], layout))
     return found
 
@@ -76,7 +86,7 @@ def with_recording(row: Asked, heard: Tensor, layout: ResolvedLayout) -> Asked:
     token, ids = layout.user_speech_start, row.prompt
     end = len(ids) - ids[::-1].index(token)
     prompt = [*ids[: end - len(row.heard[-1])], *[token] * len(heard), *ids[end:]]
-    return Asked(prompt, [*row.heard[:-1], heard], row.answer)
+    return replace(row, prompt=prompt, heard=[*row.heard[:-1], heard])
 
 
 @torch.no_grad()
@@ -134,6 +144,7 @@ def read_rows(path: Path, root: Path, tokenizer: Any, most: int | None = None) -
             prompt_ids(tokenizer, list(row["prompt"])),
             load_features(list(row[HEARD_FEATURES]), str(root)),
             row["target_text"].strip(),
+            tuple(row["extra_info"].get("keywords", ())),
         )
         for row in table.head(most or len(table)).to_dict("records")
         if row[HEARD_FEATURES] is not None and len(row[HEARD_FEATURES])

@@ -77,6 +77,12 @@ def test_shares_are_of_words(
         hears.measure(None, rows[:1], layout, tokenizer)
 
 
+def test_keywords_are_looked_for_as_words() -> None:
+    row = Asked([1], [], "the answer is april", ("april",))
+    assert row.right("well i think it is april") and not row.right("aprilia") and not row.right("the answer is may")
+    assert Asked([1], [], "april").right("april") and not Asked([1], [], "april").right("it is april")
+
+
 def test_answers_of_a_batch_are_those_of_each_row_alone(world: Path, tokenizer: Any, layout: ResolvedLayout) -> None:
     models.register()
     model = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32).eval()
