@@ -17,6 +17,7 @@ COMMANDS = {
     "hears": ("wavalign_ext.checks.hears", "whether a model that hears through an encoder answers what it hears"),
     "listen": ("wavalign_ext.report.listen", "what a run's model says, as a table and WAV files"),
     "report": ("wavalign_ext.report", "runs side by side, as one HTML page"),
+    "evaluate": ("wavalign_ext.evaluate.command", "models on a set of spoken questions: measures, intervals, players"),
     "convert": ("wavalign_ext.checkpoints.convert", "a spoken model's weights to a form that verl and vLLM load"),
     "export": ("wavalign_ext.checkpoints.export", "a run's checkpoint to a Hugging Face folder"),
 }

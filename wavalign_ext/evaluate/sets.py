@@ -69,7 +69,7 @@ def read_set(source: Path, kind: str = "auto", root: Path | None = None) -> Ques
             found.broken.append(item)
         elif item.id in seen:
             found.broken.append(Broken(item.id, "this id is there twice: the first one is asked"))
-        elif missing := _missing_file(item.audio, found.root):
+        elif not item.prompt and (missing := _missing_file(item.audio, found.root)):
             found.broken.append(Broken(item.id, f"{missing} is not a file: give the recordings with the questions"))
         else:
             seen.add(item.id)
@@ -137,7 +137,7 @@ def _prepared(source: Path) -> Found:
 
 
 def _jsonl(source: Path) -> Found:
-    """Our fields, or a shape that ``wavalign prepare`` reads; with ``references``, ``choice``, ``task``, ``category``."""
+    """Our fields or a shape that ``wavalign prepare`` reads; ``references``, ``choice``, ``task``, ``category``."""
     for where, row in _rows(source):
         if isinstance(row, Broken):
             yield row
@@ -179,7 +179,7 @@ VOICEBENCH_TASKS = {"openbookqa": CHOICE, "mmsu": CHOICE, "sd-qa": ANSWER, "bbh"
 
 
 def _voicebench(source: Path) -> Found:
-    """``SUBSET/SPLIT-….parquet`` of ``audio``, ``prompt`` and, for some, ``reference``; splits are regions or topics."""
+    """``SUBSET/SPLIT-….parquet`` of ``audio``, ``prompt``, for some ``reference``; splits are regions or topics."""
     import pyarrow.parquet
 
     for file in [source] if source.is_file() else sorted(source.rglob("*.parquet")):
