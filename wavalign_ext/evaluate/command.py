@@ -8,8 +8,8 @@ from typing import Any
 
 ABOUT = """Is a model better, and does it still sound right? Asks runs or exported folders the same spoken questions,
 with several seeds each, and measures the answers: by the set's own rule, by the reward's terms, by measures that no
-reward used, and by a judge. Writes index.html (with players), results.json, summary.csv, answers.csv and audio/. Stopped, it
-goes on where it was when the same command is given again. See docs/evaluate.md."""
+reward used, and by a judge. Writes index.html (with players), results.json, summary.csv, answers.csv and audio/.
+Stopped, it goes on where it was when the same command is given again. See docs/evaluate.md."""
 HELD_OUT = "held-out"
 
 

@@ -43,7 +43,8 @@ def estimate(
     count = 2 * answers + 4 * PAIRS
     told.append(
         f"judge: {count} requests (IQ and EQ of each answer, and {2 * PAIRS} known pairs), each {seconds:.1f} s of "
-        f"sound{assumed} and about {tokens:.0f} tokens; in all {count * seconds:.0f} s of sound, {count * tokens:.0f} tokens"
+        f"sound{assumed} and about {tokens:.0f} tokens; in all {count * seconds:.0f} s of sound and "
+        f"{count * tokens:.0f} tokens"
     )
     cost = count * (tokens / 1000 * prices.tokens_1k + seconds * prices.second)
     known = prices.tokens_1k or prices.second

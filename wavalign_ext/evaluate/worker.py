@@ -1,7 +1,7 @@
 """One vLLM engine in a process of its own: requests come in as lines of JSON, answers go out as lines of JSON.
 
 The first line is the engine's settings. A request has ``key``, ``ids``, ``sampling``, ``features`` (files) and
-``live``: whether it is told token by token. A line of the answer has ``key``, ``ids`` (those since the last line), ``done``.
+``live``: whether it is told token by token. A line of the answer has ``key``, ``ids`` (since the last line), ``done``.
 Its own process, because engines of several models do not share one, and what a library prints must not get in between.
 """
 

@@ -1,0 +1,1 @@
+"""A blind test of two models by people: plan of the trials, the page that asks, and what comes of the votes."""
