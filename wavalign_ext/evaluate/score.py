@@ -115,6 +115,7 @@ class Scorer:
     Args:
         rewards: whether the run's own reward terms are asked too.
         language: of the answers, for figures; Whisper tiny.en hears English only.
+        measures: False leaves out all that needs a model of speech.
     """
 
     def __init__(
@@ -126,15 +127,20 @@ class Scorer:
         judges: JudgePair | None = None,
         rewards: bool = True,
         language: str = "en",
+        measures: bool = True,
     ) -> None:
         self.model, self.prompter, self.root, self.out = model, prompter, root, out
         self.judges, self.language = judges, language
         self.codec = load_codec(model.voice.codec)
         self.absent: dict[str, str] = {}
         self.whisper: Any = None
-        self.mos = self._optional("mos", lambda: build_term("speech_quality", SCALE, {}))
-        self.speaker = self._optional("likeness", lambda: build_term("speaker", SCALE, {}))
-        if language == "en":
+        self.mos = self.speaker = None
+        if measures:
+            self.mos = self._optional("mos", lambda: build_term("speech_quality", SCALE, {}))
+            self.speaker = self._optional("likeness", lambda: build_term("speaker", SCALE, {}))
+        if not measures:
+            self.absent["measures"] = "not asked for"
+        elif language == "en":
             self.whisper = self._optional("open_wer", lambda: load_recognizer({"type": "whisper", "longest": 224}))
         else:
             self.absent["open_wer"] = f"Whisper tiny.en hears English, not {language!r}"

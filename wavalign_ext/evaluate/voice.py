@@ -5,6 +5,7 @@ import numpy as np
 FRAME_S, HOP_S = 0.04, 0.01
 LOWEST_HZ, HIGHEST_HZ = 60.0, 400.0
 PERIODIC = 0.5  # normalised autocorrelation of a voiced frame
+OCTAVE_COST = 0.1
 QUIET = 0.05  # of the loudest frame: below it there is no voice
 LEAST_FRAMES = 10
 
@@ -37,6 +38,7 @@ def _pitch_hz(wave: np.ndarray, rate: int) -> np.ndarray:
     shortest, longest = int(rate / HIGHEST_HZ), min(int(rate / LOWEST_HZ), size - 1)
     normal_FL = correlation_FL[:, shortest : longest + 1] / np.maximum(correlation_FL[:, :1], 1e-12)
     normal_FL = normal_FL / np.maximum(window[shortest : longest + 1] / window[0], 0.1)
-    best_F = normal_FL.argmax(1)
+    # Two periods fit as well as one: a longer lag must be better to be taken (Boersma 1993).
+    best_F = (normal_FL - OCTAVE_COST * np.log2(np.arange(shortest, longest + 1))).argmax(1)
     voiced_F = normal_FL[np.arange(len(best_F)), best_F] > PERIODIC
     return rate / (best_F[voiced_F] + shortest)

@@ -61,7 +61,7 @@ def _aspect(votes: Sequence[Vote], aspect: str) -> dict[str, Any]:
 
 
 def _share(won: Sequence[tuple[str, int, str]]) -> Estimate:
-    """The share of votes for B, a tie being half; the interval is by bootstrap over pairs, whose votes stay together."""
+    """The share of votes for B, a tie being half; interval by bootstrap over pairs, whose votes stay together."""
     pairs = {pair: number for number, pair in enumerate(dict.fromkeys(pair for pair, _, _ in won))}
     listeners = {one: number for number, one in enumerate(dict.fromkeys(one for _, one, _ in won))}
     values = np.full((len(pairs), max(1, len(listeners))), np.nan)
