@@ -19,6 +19,7 @@ COMMANDS = {
     "report": ("wavalign_ext.report", "runs side by side, as one HTML page"),
     "evaluate": ("wavalign_ext.evaluate.command", "models on a set of spoken questions: measures, intervals, players"),
     "listening-test": ("wavalign_ext.listening.command", "two models compared blindly by people, in a browser"),
+    "talk": ("wavalign_ext.listening.talk", "ask a model by microphone, in a browser, and hear its answer"),
     "convert": ("wavalign_ext.checkpoints.convert", "a spoken model's weights to a form that verl and vLLM load"),
     "export": ("wavalign_ext.checkpoints.export", "a run's checkpoint to a Hugging Face folder"),
 }

@@ -57,12 +57,10 @@ def add_common(made: argparse.ArgumentParser) -> None:
 
 def load(args: argparse.Namespace, models: Sequence[Path]) -> tuple[list[Any], Any]:
     """(models, the base first; the set, cut to --limit). Raises ValueError."""
-    from wavalign_ext.data.prepare.setup import _spec
     from wavalign_ext.evaluate.models import load_models
     from wavalign_ext.evaluate.sets import read_set
 
-    codecs = [None if text is None else _spec(text, name) for name, text in _codecs(args)]
-    found = load_models(models, args.base, args.out, *codecs)
+    found = load_models(models, args.base, args.out, *codecs_of(args))
     source, root = args.set, args.audio_root
     if source == HELD_OUT:
         voice = next((model.voice for model in found if model.voice.held_out), None)
@@ -79,8 +77,12 @@ def load(args: argparse.Namespace, models: Sequence[Path]) -> tuple[list[Any], A
     return found, asked
 
 
-def _codecs(args: argparse.Namespace) -> list[tuple[str, str | None]]:
-    return [("--codec", args.codec), ("--input-codec", args.input_codec)]
+def codecs_of(args: argparse.Namespace) -> list[Any]:
+    """What --codec and --input-codec say; None where they are not given. Raises ValueError."""
+    from wavalign_ext.data.prepare.setup import codec_spec
+
+    given = (("--codec", args.codec), ("--input-codec", args.input_codec))
+    return [None if text is None else codec_spec(text, name) for name, text in given]
 
 
 def spread(questions: Sequence[Any], most: int) -> list[Any]:

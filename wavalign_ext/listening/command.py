@@ -15,10 +15,10 @@ import numpy as np
 from wavalign_ext.evaluate.command import add_common, load
 from wavalign_ext.listening.plan import Pair
 
-ABOUT = """A blind listening test of two models in a browser: who is more helpful, sounds more natural, is better overall.
-Draws the answers of both to the same questions, and serves the test on this machine until it is interrupted; any number
-of people can take it, and go on later where they stopped. Given only --out, it goes on with the test that is there. See
-docs/evaluate.md."""
+ABOUT = """A blind listening test of two models in a browser: who is more helpful, sounds more natural, is better
+overall. Draws the answers of both to the same questions, and serves the test on this machine until it is interrupted;
+any number of people can take it, and go on later where they stopped. Given only --out, it goes on with the test that is
+there. See docs/evaluate.md."""
 CHECKS_EVERY = 8  # pairs for one attention check
 
 

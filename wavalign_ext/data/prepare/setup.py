@@ -58,9 +58,9 @@ def set_up(
         loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"--tokenizer={tokenizer!r} does not load: give the folder of the model") from error
-    heard = None if input_codec is None else _spec(input_codec, "--input-codec")
-    ears = None if encoder is None else _spec(encoder, "--encoder")
-    return assemble(found, loaded, _spec(codec, "--codec"), heard, ears)
+    heard = None if input_codec is None else codec_spec(input_codec, "--input-codec")
+    ears = None if encoder is None else codec_spec(encoder, "--encoder")
+    return assemble(found, loaded, codec_spec(codec, "--codec"), heard, ears)
 
 
 def assemble(
@@ -93,7 +93,7 @@ def assemble(
     return Setup(resolved, tokenizer, specs)
 
 
-def _spec(value: str | Mapping[str, Any], option: str) -> dict[str, Any]:
+def codec_spec(value: str | Mapping[str, Any], option: str) -> dict[str, Any]:
     """A codec's arguments from a mapping, from YAML or JSON on the command line, or from a file of it."""
     node: Any = value
     if isinstance(value, str):
