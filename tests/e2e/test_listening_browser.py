@@ -108,7 +108,7 @@ class Listener:
             page.keyboard.press({"left": "ArrowLeft", "right": "ArrowRight", "tie": "ArrowDown"}[side])
         page.keyboard.press("Enter")
         page.wait_for_function(
-            "count => document.getElementById('count').textContent !== count || !document.getElementById('done').hidden",
+            "count => $('count').textContent !== count || !$('done').hidden",
             arg=count,
         )
         return text

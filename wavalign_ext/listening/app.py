@@ -123,14 +123,13 @@ def results_page(store: Store) -> str:
     found = results.summary(store)
     a, b = map(html.escape, found["names"])
     rows = "".join(f"<tr><th>{name}</th>{_cells(told)}</tr>" for name, told in found["aspects"].items())
-    left, right = found["a_left"], found["a_right"]
+    sides = f"{a} was on the left in {found['a_left']}, on the right in {found['a_right']}"
     out = f"; left out after failed checks: {len(found['left_out'])}" if found["left_out"] else ""
     return asset("results.html").format(
         a=a,
         b=b,
         rows=rows,
-        said=f"{found['votes']} votes of {found['listeners']} listeners{out}; {a} was on the left in {left}, on the right "
-        f"in {right}.",
+        said=f"{found['votes']} votes of {found['listeners']} listeners{out}; {sides}.",
     )
 
 

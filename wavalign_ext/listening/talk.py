@@ -1,4 +1,4 @@
-"""``wavalign talk MODEL``: a page to ask models by microphone or with a file, and to hear their answers as they come."""
+"""``wavalign talk MODEL``: a page to ask models by microphone or with a file, and to hear their answers."""
 
 import argparse
 import asyncio
