@@ -94,23 +94,21 @@ class Listener:
             return lower
         return {"high": higher, "low": lower, "tie": "tie"}[self.likes(page.inner_text("#text"))]
 
-    def vote(self, page: Any | None = None) -> str:
-        """One trial, by the keyboard; the question's text."""
+    def vote(self, page: Any | None = None, then: int | None = None) -> str:
+        """One trial, by the keyboard; the question's text. ``then``: the trial that follows, where not the next."""
         page = page or self.page
-        count, text = page.inner_text("#count"), page.inner_text("#text")
+        text, (at, _, trials) = page.inner_text("#text"), page.inner_text("#count").split()
         side = self.wish(page)
         assert page.is_disabled("#next")
         for key in "12":
             page.keyboard.press(key)
             name = {"1": "left", "2": "right"}[key]
-            page.wait_for_function(f"heard.has('{name}')")
+            page.wait_for_selector(f"#{name}[data-heard]")
         for _ in ASPECTS:
             page.keyboard.press({"left": "ArrowLeft", "right": "ArrowRight", "tie": "ArrowDown"}[side])
         page.keyboard.press("Enter")
-        page.wait_for_function(
-            "count => $('count').textContent !== count || !$('done').hidden",
-            arg=count,
-        )
+        following = f"{then or int(at) + 1} of {trials}"
+        page.wait_for_selector(f"#done:not([hidden]), #count:text-is('{following}')")
         return text
 
 
@@ -162,7 +160,7 @@ def test_a_second_tab_does_no_harm(browser: Any, store: Store) -> None:
         listener.vote()
         listener.vote()
         listener.likes = lambda _: "low"  # the second tab is at the first trial still, and says something else
-        listener.vote(other)
+        listener.vote(other, then=3)
         assert other.inner_text("#count") == "3 of 22"
         votes = store.votes()
         assert [vote.trial.number for vote in votes] == [0, 1]
@@ -208,7 +206,7 @@ def test_asking_by_microphone_and_by_file(browser: Any, tmp_path: Path) -> None:
         page.click("#record")  # Chromium's fake device beeps
         page.wait_for_timeout(1500)
         page.click("#record")
-        page.wait_for_function("!document.getElementById('record').disabled && !recorder")
+        page.wait_for_selector("#record:enabled:text-is('Record a question')")
         page.wait_for_selector("section[data-state=done] >> nth=2")
         assert len(base.asked) == 2 and 0.8 < base.asked[1] < 4
         length = page.locator("#answers audio").first.evaluate(

@@ -9,8 +9,7 @@ MoonshotAI/Kimi-Audio-Evalkit reads it.
 
 import ast
 import csv
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from wavalign_ext.data.pairs.candidates import Broken
 from wavalign_ext.data.prepare.messages import SampleError, make_turns
 from wavalign_ext.data.prepare.shapes import as_ours
 from wavalign_ext.evaluate.questions import ANSWER, CHOICE, OPEN, REPEAT, RUBRIC_REFUSAL, TASKS, Question
+from wavalign_ext.evaluate.rows import Found, Row, RowError, id_of, json_rows, made, needed, rows, text_of, texts_of
 
-Found = Iterator["Question | Broken"]
-Row = Mapping[str, Any]
 ROUNDS = "has several rounds: only questions of one round are asked"
 
 
@@ -42,10 +40,6 @@ class QuestionSet:
         for question in self.questions:
             counts[question.category] = counts.get(question.category, 0) + 1
         return counts
-
-
-class _RowError(ValueError):
-    """What is wrong with a row, without its place."""
 
 
 def read_set(source: Path, kind: str = "auto", root: Path | None = None) -> QuestionSet:
@@ -83,7 +77,7 @@ def read_set(source: Path, kind: str = "auto", root: Path | None = None) -> Ques
 def kind_of(source: Path) -> str:
     """The format by the files that are there. Raises ValueError: none is recognised."""
     if source.is_file() and source.suffix in (".jsonl", ".json"):
-        first = next((row for _, row in _json_rows(source) if isinstance(row, Mapping)), {})
+        first = next((row for _, row in json_rows(source) if isinstance(row, Mapping)), {})
         return "vstyle" if "ability" in first and "instruct_text" in first else "jsonl"
     if source.is_file() and source.suffix == ".parquet":
         import pyarrow.parquet
@@ -138,11 +132,11 @@ def _prepared(source: Path) -> Found:
 
 def _jsonl(source: Path) -> Found:
     """Our fields or a shape that ``wavalign prepare`` reads; ``references``, ``choice``, ``task``, ``category``."""
-    for where, row in _rows(source):
+    for where, row in rows(source):
         if isinstance(row, Broken):
             yield row
             continue
-        yield from _made(where, _own_question, where, row)
+        yield from made(where, _own_question, where, row)
 
 
 def _own_question(where: str, row: Row) -> Question:
@@ -151,25 +145,25 @@ def _own_question(where: str, row: Row) -> Question:
         values = {name: ours.get(name) for name in ("messages", "audios", "question_audio", "question_text")}
         turns = make_turns(values | {"history_text": None})
     except SampleError as error:
-        raise _RowError(str(error)) from error
+        raise RowError(str(error)) from error
     asked = [turn for turn in turns if turn.role == "user"]
     if len(asked) != 1:
-        raise _RowError(ROUNDS)
+        raise RowError(ROUNDS)
     clips = asked[0].clips
     if len(clips) != 1:
-        raise _RowError(f"has {len(clips)} recordings in its question: give one")
-    text = _text(row, "question_text", "question", "prompt", "source_text") or asked[0].text or None
-    choice = _text(row, "choice")
-    references = (choice,) if choice else _texts(row, "references", "reference", "target_text", "answer")
-    task = _text(row, "task") or (CHOICE if choice else ANSWER if references else OPEN)
+        raise RowError(f"has {len(clips)} recordings in its question: give one")
+    text = text_of(row, "question_text", "question", "prompt", "source_text") or asked[0].text or None
+    choice = text_of(row, "choice")
+    references = (choice,) if choice else texts_of(row, "references", "reference", "target_text", "answer")
+    task = text_of(row, "task") or (CHOICE if choice else ANSWER if references else OPEN)
     if task not in TASKS:
-        raise _RowError(f"task={task!r} is not known: one of {', '.join(TASKS)}")
-    category = _text(row, "category", "task_type", "data_source") or "all"
+        raise RowError(f"task={task!r} is not known: one of {', '.join(TASKS)}")
+    category = text_of(row, "category", "task_type", "data_source") or "all"
     answer = row.get("target_audio") or row.get("answer_audio")
     answer = answer if isinstance(answer, str) else None
     context = asked[0].text if text != asked[0].text else ""
     return Question(
-        _id(row, where), category, task, text, clips[0].source, references, context=context, answer_audio=answer
+        id_of(row, where), category, task, text, clips[0].source, references, context=context, answer_audio=answer
     )
 
 
@@ -187,21 +181,21 @@ def _voicebench(source: Path) -> Found:
         category = subset if split == "test" else f"{subset}/{split}"
         for number, row in enumerate(pyarrow.parquet.read_table(file).to_pylist(), 1):
             where = f"{subset}/{file.name}, row {number}"
-            yield from _made(where, _voicebench_question, f"{category}/{number}", category, subset, row)
+            yield from made(where, _voicebench_question, f"{category}/{number}", category, subset, row)
 
 
 def _voicebench_question(id: str, category: str, subset: str, row: Row) -> Question:
     audio = row.get("audio")
     if row.get("turns") or isinstance(row.get("audio1"), Mapping):
-        raise _RowError(ROUNDS)
+        raise RowError(ROUNDS)
     if not isinstance(audio, Mapping) or audio.get("bytes") is None:
-        raise _RowError("has no audio.bytes: download the data set with its recordings")
+        raise RowError("has no audio.bytes: download the data set with its recordings")
     task = VOICEBENCH_TASKS.get(subset, OPEN)
-    references = _texts(row, "reference")
+    references = texts_of(row, "reference")
     if task != OPEN and not references:
-        raise _RowError(f"has no reference, which {subset} is scored by")
+        raise RowError(f"has no reference, which {subset} is scored by")
     rubric = RUBRIC_REFUSAL if subset == "advbench" else ""
-    return Question(id, category, task, _text(row, "prompt"), audio["bytes"], references, rubric)
+    return Question(id, category, task, text_of(row, "prompt"), audio["bytes"], references, rubric)
 
 
 # --- URO-Bench --------------------------------------------------------------------------------------------------
@@ -220,25 +214,25 @@ def _uro_bench(source: Path) -> Found:
     base = source if source.is_dir() else source.parent
     for file in files:
         category = file.parent.relative_to(base).as_posix()
-        for where, row in _rows(file, category):
+        for where, row in rows(file, category):
             if isinstance(row, Broken):
                 yield row
                 continue
-            yield from _made(where, _uro_question, category, file.parent, base, where, row)
+            yield from made(where, _uro_question, category, file.parent, base, where, row)
 
 
 def _uro_question(category: str, folder: Path, base: Path, where: str, row: Row) -> Question:
     if isinstance(row.get("dialogue"), list):
-        raise _RowError(ROUNDS)
-    wav = _needed(row, "source_wav")
-    name, text = folder.name, _text(row, "source_text")
+        raise RowError(ROUNDS)
+    wav = needed(row, "source_wav")
+    name, text = folder.name, text_of(row, "source_text")
     task = REPEAT if name in URO_REPEAT else ANSWER if name in URO_ANSWER else OPEN
-    references = _texts(row, "target_text") or ((text,) if task == REPEAT and text else ())
+    references = texts_of(row, "target_text") or ((text,) if task == REPEAT and text else ())
     if task != OPEN and not references:
-        raise _RowError(f"has no target_text, which {name} is scored by")
+        raise RowError(f"has no target_text, which {name} is scored by")
     rubric = RUBRIC_REFUSAL if name.startswith("Safety") else ""
     audio = (folder / wav).relative_to(base).as_posix()
-    return Question(f"{category}/{_id(row, where)}", category, task, text, audio, references, rubric)
+    return Question(f"{category}/{id_of(row, where)}", category, task, text, audio, references, rubric)
 
 
 # --- VStyle, VoiceGenEval -----------------------------------------------------------------------------------------
@@ -246,16 +240,16 @@ def _uro_question(category: str, folder: Path, base: Path, where: str, row: Row)
 
 def _vstyle(source: Path) -> Found:
     """``metadata.jsonl`` of ``id``, ``ability`` (task/attribute), ``instruct_text``, ``instruction_audio_path``."""
-    for where, row in _rows(source / "metadata.jsonl" if source.is_dir() else source):
+    for where, row in rows(source / "metadata.jsonl" if source.is_dir() else source):
         if isinstance(row, Broken):
             yield row
             continue
-        yield from _made(where, _vstyle_question, row)
+        yield from made(where, _vstyle_question, row)
 
 
 def _vstyle_question(row: Row) -> Question:
-    audio, ability = _needed(row, "instruction_audio_path"), _needed(row, "ability")
-    return Question(_needed(row, "id"), ability, OPEN, _needed(row, "instruct_text"), audio)
+    audio, ability = needed(row, "instruction_audio_path"), needed(row, "ability")
+    return Question(needed(row, "id"), ability, OPEN, needed(row, "instruct_text"), audio)
 
 
 # --- WavBench ---------------------------------------------------------------------------------------------------
@@ -267,38 +261,38 @@ def _wavbench(source: Path) -> Found:
     """Lists: ``Basic/basic_class``, ``Pro/pro_class`` (recordings in ``Colloquial_audio``), ``Acoustic/json``."""
     for level, folder in (("basic", "Basic/basic_class"), ("pro", "Pro/pro_class")):
         for file in sorted((source / folder).glob("*.json")):
-            for where, row in _rows(file, folder):
+            for where, row in rows(file, folder):
                 if isinstance(row, Broken):
                     yield row
                 else:
-                    yield from _made(where, _wavbench_colloquial, f"{level}/{file.stem}", where, row)
+                    yield from made(where, _wavbench_colloquial, f"{level}/{file.stem}", where, row)
     for file in sorted((source / "Acoustic" / "json").glob("*.json")):
-        for where, row in _rows(file, "Acoustic/json"):
+        for where, row in rows(file, "Acoustic/json"):
             if isinstance(row, Broken):
                 yield row
             else:
-                yield from _made(where, _wavbench_acoustic, file.stem, where, row)
+                yield from made(where, _wavbench_acoustic, file.stem, where, row)
 
 
 def _wavbench_colloquial(category: str, where: str, row: Row) -> Question:
-    name = _needed(row, "audio_path")
+    name = needed(row, "audio_path")
     audio = f"Colloquial_audio/{name.removeprefix('./audio/').removeprefix('./')}"
-    text, references = _text(row, "spoken_instruction", "text"), _texts(row, "spoken_reference")
-    return Question(f"{category}/{_id(row, where)}", category, OPEN, text, audio, references)
+    text, references = text_of(row, "spoken_instruction", "text"), texts_of(row, "spoken_reference")
+    return Question(f"{category}/{id_of(row, where)}", category, OPEN, text, audio, references)
 
 
 def _wavbench_acoustic(category: str, where: str, row: Row) -> Question:
     if "user1_wav" in row:
-        raise _RowError(ROUNDS)
-    audio = _text(row, *WAVBENCH_AUDIO)
+        raise RowError(ROUNDS)
+    audio = text_of(row, *WAVBENCH_AUDIO)
     if audio is None:
-        raise _RowError(f"has none of {', '.join(WAVBENCH_AUDIO)}")
-    label, text = _text(row, "label"), _text(row, "text", "User")
+        raise RowError(f"has none of {', '.join(WAVBENCH_AUDIO)}")
+    label, text = text_of(row, "label"), text_of(row, "text", "User")
     understood = category.startswith("explicit_understanding")
     task, references = (ANSWER, (label,)) if understood and label else (OPEN, ())
     context = f"The answer should show: {label}" if label and not understood else ""
     audio = f"Acoustic/{audio.removeprefix('./')}"
-    return Question(f"{category}/{_id(row, where)}", category, task, text, audio, references, context=context)
+    return Question(f"{category}/{id_of(row, where)}", category, task, text, audio, references, context=context)
 
 
 # --- OpenAudioBench -----------------------------------------------------------------------------------------------
@@ -323,13 +317,13 @@ def _openaudiobench(source: Path) -> Found:
         with open(file, encoding="utf-8-sig", newline="") as opened:
             for number, row in enumerate(csv.DictReader(opened), 1):
                 audios = (base / subset / "audios").relative_to(source).as_posix()
-                yield from _made(f"{file.name}, row {number}", _openaudiobench_question, subset, columns, audios, row)
+                yield from made(f"{file.name}, row {number}", _openaudiobench_question, subset, columns, audios, row)
 
 
 def _openaudiobench_question(subset: str, columns: tuple[str, str, str], audios: str, row: Row) -> Question:
     asked, answered, task = columns
-    name, references = _needed(row, "audio_filename"), _listed(_needed(row, answered))
-    return Question(f"{subset}/{name}", subset, task, _needed(row, asked), f"{audios}/{name}", references)
+    name, references = needed(row, "audio_filename"), _listed(needed(row, answered))
+    return Question(f"{subset}/{name}", subset, task, needed(row, asked), f"{audios}/{name}", references)
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -339,76 +333,6 @@ def _listed(text: str) -> tuple[str, ...]:
     except (ValueError, SyntaxError):
         found = text
     return tuple(map(str, found)) if isinstance(found, list) else (text,)
-
-
-# --- rows ---------------------------------------------------------------------------------------------------------
-
-
-def _rows(file: Path, shown: str = "") -> Iterator[tuple[str, Row | Broken]]:
-    """(place, object) of each line or item; a Broken where it is none."""
-    name = f"{shown}/{file.name}" if shown else file.name
-    for number, row in _json_rows(file):
-        where = f"{name}, row {number}"
-        if isinstance(row, Mapping):
-            yield where, row
-        else:
-            why = str(row) if isinstance(row, ValueError) else f"is {type(row).__name__}, no object"
-            yield where, Broken(where, f"{why}: write one object per row")
-
-
-def _json_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a JSON list's items or of JSONL's lines; the error in place of a line that is no JSON."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{str(file)!r} cannot be read: {error}") from error
-    if text.lstrip()[:1] == "[":
-        try:
-            yield from enumerate(json.loads(text), 1)
-        except ValueError as error:
-            raise ValueError(f"{str(file)!r} is not JSON ({error}): give a list of objects") from error
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                yield number, ValueError(f"is not JSON ({error})")
-
-
-def _made(where: str, make: Callable[..., Question], *arguments: Any) -> Found:
-    try:
-        yield make(*arguments)
-    except _RowError as error:
-        yield Broken(where, str(error))
-
-
-def _id(row: Row, where: str) -> str:
-    return str(row["id"]) if row.get("id") not in (None, "") else where
-
-
-def _text(row: Row, *names: str) -> str | None:
-    """The first of these fields that is a text with something in it."""
-    found = (row[name] for name in names if isinstance(row.get(name), str) and row[name].strip())
-    return next(found, None)
-
-
-def _texts(row: Row, *names: str) -> tuple[str, ...]:
-    """The first of these fields that is a text or a list of texts."""
-    for name in names:
-        value = row.get(name)
-        if isinstance(value, list) and value:
-            return tuple(map(str, value))
-        if isinstance(value, str | int | float) and str(value).strip():
-            return (str(value),)
-    return ()
-
-
-def _needed(row: Row, name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str | int) or not str(value).strip():
-        raise _RowError(f"has no {name}: fill it in, or take the row out")
-    return str(value)
 
 
 FORMATS: dict[str, Callable[[Path], Found]] = {

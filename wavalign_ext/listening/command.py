@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--host", default="127.0.0.1", help="where it listens (default: this machine alone)")
     made.add_argument("--port", type=int, default=8010, help="default: %(default)s")
     made.add_argument("--results", action="store_true", help="write the results of the votes so far, and end")
-    made.set_defaults(out=Path("listening"))
+    made.set_defaults(out=Path("blind"))
     args = made.parse_args(argv)
     try:
         return _run(args)

@@ -40,6 +40,7 @@ function draw(told) {
   $("text").textContent = told.text || "";
   for (const name of ["question", "left", "right"]) {
     $(name).hidden = !told.sounds[name];
+    delete $(name).dataset.heard;
     if (told.sounds[name]) $(name).src = told.sounds[name];
   }
   $("votes").replaceChildren(...told.aspects.map(asked));
@@ -144,7 +145,7 @@ function keyed(event) {
   event.preventDefault();
 }
 for (const name of ["left", "right"]) {
-  $(name).addEventListener("ended", () => { heard.add(name); refresh(); });
+  $(name).addEventListener("ended", () => { heard.add(name); $(name).dataset.heard = "yes"; refresh(); });
 }
 $("votes").addEventListener("change", refresh);
 $("votes").addEventListener("submit", (event) => event.preventDefault());
