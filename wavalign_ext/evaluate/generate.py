@@ -59,8 +59,9 @@ class Prompter:
         self.model, self.voice, self.features = model, model.voice, features
         tokenizer = AutoTokenizer.from_pretrained(model.folder, local_files_only=True)
         voice = self.voice
-        heard = None if voice.encoder else voice.input_codec
-        self.setup: Setup = assemble(load_layout(voice.layout), tokenizer, voice.codec, heard, voice.encoder)
+        self.setup: Setup = assemble(
+            load_layout(voice.layout), tokenizer, voice.codec, voice.input_codec, voice.encoder
+        )
         self.layout, self.tokenizer = self.setup.layout, tokenizer
         self._rows, self._limits, self._coder = RowMaker(self.setup), Limits(), None
 
