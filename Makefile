@@ -8,6 +8,9 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python
 # Not from the environment: make puts the ARGS of its command line there, for what its tests start.
 ARGS    =
+# make test WORKERS=2   the tests on two processes, one of which runs the jobs: tests/conftest.py
+WORKERS = 1
+SPREAD  = $(if $(filter-out 1,$(WORKERS)),--numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder)
 
 .PHONY: help train test test-slow gpu check docs pages install clean
 
@@ -34,11 +37,11 @@ train: $(STAMP)
 	$(RUN) -m wavalign_ext.report.listen runs/pocket
 
 test: $(STAMP)
-	$(RUN) -m pytest -m "not slow and not gpu" $(ARGS)
+	$(RUN) -m pytest $(SPREAD) -m "not slow and not gpu" $(ARGS)
 
 # make test-slow   the long tests as well
 test-slow: $(STAMP)
-	$(RUN) -m pytest -m "not gpu" $(ARGS)
+	$(RUN) -m pytest $(SPREAD) -m "not gpu" $(ARGS)
 
 # make gpu   tests and measurements of the kernel on this machine's GPU, 9 minutes; installs nothing
 gpu:
