@@ -68,6 +68,7 @@ class Listener:
 
     def __init__(self, browser: Any, address: str, likes: Any) -> None:
         self.context, self.likes, self.complaints = browser.new_context(), likes, []
+        self.context.set_default_timeout(120_000)  # a busy machine plays late
         self.page = self.open(address)
 
     def open(self, address: str) -> Any:
