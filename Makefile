@@ -12,7 +12,7 @@ ARGS    =
 WORKERS = 1
 SPREAD  = $(if $(filter-out 1,$(WORKERS)),--numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder)
 
-.PHONY: help train test test-slow gpu check docs pages install clean
+.PHONY: help train test test-slow test-faults gpu check docs pages install clean
 
 help:
 	@sed -n 's/^# \(make\)/\1/p' Makefile
@@ -41,7 +41,11 @@ test: $(STAMP)
 
 # make test-slow   the long tests as well
 test-slow: $(STAMP)
-	$(RUN) -m pytest $(SPREAD) -m "not gpu" $(ARGS)
+	$(RUN) -m pytest $(SPREAD) -m "not gpu and not faults" $(ARGS)
+
+# make test-faults   what breaks real jobs: 50 faults, and a long run with one every 20 steps; hours
+test-faults: $(STAMP)
+	$(RUN) -m pytest tests/faults -s $(ARGS)
 
 # make gpu   tests and measurements of the kernel on this machine's GPU, 9 minutes; installs nothing
 gpu:

@@ -199,6 +199,8 @@ class RewardConfig(Section):
     shown but does not count. The other keys are the term's own. Null: none, where nothing is scored."""
     routes: RoutesConfig = RoutesConfig()
     """Terms of one modality's own."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """A term that has scored no answer for so many seconds has failed for those that wait for it."""
 
     @model_validator(mode="after")
     def _terms_and_routes(self) -> Self:
@@ -251,7 +253,22 @@ class WatchdogConfig(Section):
     heartbeat_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds without an answer after which a worker counts as lost."""
     step_timeout_s: float | None = Field(default=None, gt=0)
-    """The most seconds that a step may take. Null: any time."""
+    """The most seconds that a step may take. Null: by the run's own pace; each phase of a step (rollouts, training,
+    weights, saving, validation) may take ten times its longest so far, and at least two minutes."""
+    start_timeout_s: float = Field(default=3600.0, gt=0)
+    """The most seconds that the start of a run may take, and a phase that it has not gone through yet."""
+
+
+class HealthConfig(Section):
+    """Which steps are built on. One that is not healthy is never saved; see ``wavalign_ext/trainer/health.py``."""
+
+    stop_after_steps: int = Field(default=3, ge=1)
+    """The run ends after so many unhealthy steps in a row: a number that is not finite or has exploded, or no answer
+    with a reward."""
+    explosion_factor: float = Field(default=10.0, gt=1)
+    """How many times its median over the last 50 healthy steps the loss, the gradient's norm or the entropy may be."""
+    missing_rollouts: float = Field(default=0.0, ge=0, lt=1)
+    """The share of a step's rollouts that may be missing because their agent loop failed; more of them end the run."""
 
 
 class UpdateConfig(Section):
@@ -304,6 +321,8 @@ class WavAlignConfig(Section):
     """Rollouts may only say what the layout's schedule lets come next; see ``rollout/schedule_logits_processor.py``."""
     seeded_sampling: bool = True
     """Each rollout has a seed of its own, so that a run can be repeated; see ``wavalign_ext/rollout/agent_loop.py``."""
+    health: HealthConfig = HealthConfig()
+    """Which steps are built on."""
     watchdog: WatchdogConfig = WatchdogConfig()
     """When a run that waits for ever is ended."""
 

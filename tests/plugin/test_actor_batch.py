@@ -27,7 +27,13 @@ class Layout:
 
 
 def planned(
-    monkeypatch: pytest.MonkeyPatch, ranks: int = 2, prompts: int = 2, skips: bool = True, gates: Any = None, **wav: Any
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int = 2,
+    prompts: int = 2,
+    skips: bool = True,
+    gates: Any = None,
+    vanished: Any = None,
+    **wav: Any,
 ) -> Any:
     import verl.trainer.ppo.v1.trainer_sync  # noqa: F401  (the plugin registers our trainer behind it)
 
@@ -70,6 +76,8 @@ def planned(
         use_reference_policy=True,
         lam=0.25,
         mixing=SimpleNamespace(last=SimpleNamespace(by_prompt=gates or {})),
+        vanished=vanished or {},
+        train_dataset="the data",
     )
     tags = [{"global_steps": 3, "seq_len": 6} for _ in UIDS]
     batch = SimpleNamespace(keys=KEYS, tags=tags, partition_id="train", fields=None)
@@ -82,6 +90,23 @@ def test_each_prompt_gets_its_own_target_behind_its_rollouts(monkeypatch: pytest
     assert [row["input_ids"].tolist() for row in plan.new_rows[:2]] == [[2, 3, 5, 15, 1], [4, 3, 2, 6, 16, 17, 1]]
     assert [row["modality"].tolist() for row in plan.new_rows[:2]] == [[0, 1, 0], [0, 1, 1, 0]]
     assert [tag["is_anchor"] for tag in plan.new_tags] == [True, True, False]
+
+
+def test_a_prompt_without_rollouts_keeps_its_anchor(monkeypatch: pytest.MonkeyPatch) -> None:
+    import verl.trainer.ppo.v1.trainer_sync  # noqa: F401
+
+    from wavalign_ext.method.anchor import supervised_row
+    from wavalign_ext.method.token_weights import ANCHOR
+    from wavalign_ext.trainer import actor_batch
+
+    def rows(trainer: Any, dataset: Any, targets: list[str], numbers: list[int]) -> list[dict[str, Any]]:
+        assert (dataset, targets, numbers) == ("the data", ["seven"], [7])
+        return [supervised_row([8, 8], [5, 15, 1], ANCHOR, Layout().modality([5, 15, 1]))]
+
+    monkeypatch.setattr(actor_batch, "target_rows", rows)
+    plan = planned(monkeypatch, ranks=1, prompts=3, vanished={"c": 7})
+    assert plan.anchors == 3 and plan.new_keys[2] == "c_0_0"
+    assert plan.new_rows[2]["input_ids"].tolist() == [8, 8, 5, 15, 1] and (plan.new_rows[2]["anchor_weight"] > 0).all()
 
 
 def test_a_forced_id_of_a_target_has_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,8 @@ def told(config: DictConfig) -> str:
 
 def run_of(recipe: str, **shell: str) -> tuple[dict[str, Any], str, list[str]]:
     """What a driver of a run finds, what it prints, and what a worker that it starts finds."""
-    driver, printed = python(DRIVER, f"+recipe={recipe}", **shell)
+    name = "-".join([recipe, *shell.values()])  # two at a time want a folder each
+    driver, printed = python(DRIVER, f"+recipe={recipe}", f"trainer.experiment_name={name}", **shell)
     return driver, printed, python(WORKER, **driver["workers"])[0]
 
 

@@ -14,12 +14,13 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.trainer.ppo.v1 import get_trainer_cls
 
 from wavalign_ext.checks.preflight import Preflight
-from wavalign_ext.config import WatchdogConfig
+from wavalign_ext.config import HealthConfig, WatchdogConfig
 from wavalign_ext.method.mixing import MixingController
+from wavalign_ext.trainer.health import Health
 
 
 def resumed(path: Path) -> MixingController:
-    trainer = SimpleNamespace(mixing=MixingController(), global_steps=3)
+    trainer = SimpleNamespace(mixing=MixingController(), health=Health(HealthConfig()), global_steps=3)
     get_trainer_cls("wavalign")._load_mixing(trainer, str(path))  # pyright: ignore[reportAttributeAccessIssue]
     return trainer.mixing
 
@@ -112,8 +113,8 @@ def test_every_worker_is_watched_whoever_scores(monkeypatch: pytest.MonkeyPatch,
         actor_rollout_wg=SimpleNamespace(workers=["rank"]),
         reward_loop_manager=rewards,
     )
-    with watchdog.watching(trainer, SimpleNamespace(agent_loop_workers=["loop"]), WatchdogConfig()):
-        pass
+    watchdog.trainer_probes(trainer, WatchdogConfig())
+    watchdog.loop_probes("agent loop worker", ["loop"], WatchdogConfig())
     workers = ["training worker 0", "reward worker 0", "reward worker 1", "agent loop worker 0"]
     models = ["the reward model 0 at 10.0.0.2:80"] if colocated else []
     assert names == ["the rollout engine 0 at 10.0.0.1:80", *models, *workers]

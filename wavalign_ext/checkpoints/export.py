@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from wavalign_ext.checkpoints import ears, kimi_audio
 from wavalign_ext.checkpoints.convert import new_folder
+from wavalign_ext.checkpoints.whole import STEP, latest_step
 from wavalign_ext.speech.layout import LayoutError, load_layout
 
 LAYOUT_FILE = "wavalign_layout.yaml"
 DTYPES = {"checkpoint": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-STEP = "global_step_"
 
 
 class ExportError(ValueError):
@@ -31,7 +31,7 @@ class ExportError(ValueError):
 def export(
     run: Path, target: Path, step: int | None = None, dtype: str = "checkpoint", published: bool = False
 ) -> Path:
-    """Write checkpoint ``step`` (the newest by default) of ``run`` to the new folder ``target``; returns its source.
+    """Write checkpoint ``step`` (the latest by default) of ``run`` to the new folder ``target``; returns its source.
 
     Args:
         published: as the model's publisher has it, with what ``wavalign convert`` put aside.
@@ -58,7 +58,10 @@ def export(
 
 
 def find_checkpoint(run: Path, step: int | None = None) -> Path:
-    """``run/global_step_N/actor`` of the step, or of the newest one. Raises :class:`ExportError`: there is none."""
+    """``run/global_step_N/actor`` of the step, or of the run's latest one. Raises :class:`ExportError`: there is none.
+
+    The latest is what a resume would go on from: a newer one may be of a run that went wrong after it.
+    """
     steps = sorted(
         int(path.name.removeprefix(STEP)) for path in run.glob(f"{STEP}*") if path.name[len(STEP) :].isdigit()
     )
@@ -66,7 +69,10 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
         raise ExportError(f"{str(run)!r} has no {STEP}N folder: give the trainer.default_local_dir of a run")
     if step is not None and step not in steps:
         raise ExportError(f"step {step} is not in {str(run)!r}: it has {', '.join(map(str, steps))}")
-    actor = run / f"{STEP}{steps[-1] if step is None else step}" / "actor"
+    if step is None:
+        latest = latest_step(run)
+        step = latest if latest in steps else steps[-1]
+    actor = run / f"{STEP}{step}" / "actor"
     if not (actor / "fsdp_config.json").is_file():
         raise ExportError(f"{str(actor)!r} has no fsdp_config.json: only verl's FSDP checkpoints are exported")
     world = json.loads((actor / "fsdp_config.json").read_text())["world_size"]
@@ -126,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder: trainer.default_local_dir")
     parser.add_argument("target", metavar="DST", type=Path, help="new folder")
-    parser.add_argument("--step", type=int, help="which checkpoint; default: the newest")
+    parser.add_argument("--step", type=int, help="which checkpoint; default: the latest")
     parser.add_argument(
         "--dtype", choices=sorted(DTYPES), default="checkpoint", help="of the weights; default: as they were trained"
     )

@@ -6,18 +6,22 @@ whatever a check raises leaves as a :class:`SystemExit`. With ``HYDRA_FULL_ERROR
 
 import functools
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from wavalign_ext.checks.preflight_data import as_list, check_data
 from wavalign_ext.checks.preflight_model import check_model
+from wavalign_ext.checks.preflight_run import check_ray_address, check_resume, stop_if_finished
 from wavalign_ext.config import ConfigError, WavAlignConfig
 from wavalign_ext.integration import run
+from wavalign_ext.integration.guard import Guard
 from wavalign_ext.integration.patches import PatchError
 from wavalign_ext.schema import one_line, plain, refusal
 from wavalign_ext.verl_keys import OFFLINE, VerlKeys, check_verl_keys, stock_config
@@ -32,14 +36,19 @@ def ends_with_one_line(method: F) -> F:
     """Whatever ``method`` raises ends the run with one line.
 
     What a check says to the user is a ValueError, OSError or ImportError. Anything else was not foreseen, and the line
-    says what it is and where it came up.
+    says what it is and where it came up. Libraries written in Rust panic with a BaseException.
     """
 
     @functools.wraps(method)
     def checked(*args: Any, **kwargs: Any) -> None:
         try:
             method(*args, **kwargs)
-        except Exception as error:
+        except (SystemExit, GeneratorExit):
+            raise
+        except KeyboardInterrupt:
+            print("wavalign: stopped before Ray started", file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
+        except BaseException as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 traceback.print_exc()
             raise SystemExit(f"wavalign: {_line(error)}") from error
@@ -47,7 +56,7 @@ def ends_with_one_line(method: F) -> F:
     return checked  # type: ignore[return-value]
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     text = one_line(str(error)).removeprefix("wavalign: ")
     if text and isinstance(error, ValueError | OSError | ImportError | PatchError):
         return text
@@ -59,49 +68,43 @@ def _line(error: Exception) -> str:
 class Preflight(Callback):
     """``hydra.callbacks.wavalign`` of every WavAlign recipe."""
 
+    guard: Guard | None = None
+
     @ends_with_one_line
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Before Hydra copies the configuration for verl, and writes it over that of a run that has ended."""
+    def on_run_start(self, config: DictConfig, config_name: str | None = None, **_: Any) -> None:
+        """Before Hydra copies the configuration for verl, and writes it over that of a run that has ended.
+
+        Hydra gives ``config_name``: the folder is then taken, and signals are, until the process ends.
+        """
+        if config_name is not None:
+            self.guard = Guard(config.trainer.default_local_dir)
+            self.guard.take_signals()
+            run.give_temp(config, self.guard)
         run.begin(config)
-        _stop_if_finished(config)
+        stop_if_finished(config)
 
     @ends_with_one_line
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Check ``config`` whole. Ends the process with one line on the first thing that cannot work."""
         wav = check_config(config)
         _check_given(config)
+        check_ray_address(config)
         _build_pocket(config)
         tokenizer = check_model(config, wav)
         rows = check_data(config, wav, tokenizer)
+        check_resume(config)
         print(_summary(config, wav, rows), flush=True)
+        if self.guard is not None:
+            self.guard.watch(wav.watchdog)
 
     @ends_with_one_line
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
-        """Say where the results are."""
+        """Clear away, and say where the results are or why there are none."""
+        if self.guard is not None:
+            failed = job_return.status == JobStatus.FAILED
+            self.guard.finish(job_return._return_value if failed else None)
         folder = config.trainer.default_local_dir
         print(f"wavalign: results in {folder}: rollouts/ and validation/ (text, scores, WAV), tensorboard/", flush=True)
-
-
-def _stop_if_finished(config: DictConfig) -> None:
-    """End well, before Ray starts, when the run would resume after its last step."""
-    trainer = config.trainer
-    if trainer.val_only:
-        return
-    latest = Path(trainer.default_local_dir) / "latest_checkpointed_iteration.txt"  # written by verl
-    asked = trainer.total_training_steps
-    if trainer.resume_mode != "auto" or not isinstance(asked, int) or not latest.is_file():
-        return
-    text = latest.read_text().strip()
-    if not text.isdecimal():
-        why = "verl writes the number of the last step there. Correct it, or give trainer.experiment_name=NAME"
-        raise ConfigError(refusal(str(latest), text, why))
-    if int(text) >= asked:
-        print(
-            f"wavalign: {trainer.default_local_dir} has {text} steps and trainer.total_training_steps={asked} asks for "
-            f"no more. To go on, raise it above {text}; to start anew, give trainer.experiment_name=NAME",
-            flush=True,
-        )
-        raise SystemExit(0)
 
 
 def check_config(config: DictConfig) -> WavAlignConfig:
@@ -297,18 +300,32 @@ def _build_pocket(config: DictConfig) -> None:
     from wavalign_ext import pocket
     from wavalign_ext.parallel import pocket as parallel
 
-    folder = str(pocket.pocket_dir())
+    folder = pocket.pocket_dir()
     used = [config.actor_rollout_ref.model.path, *as_list(config.data.train_files), *as_list(config.data.val_files)]
-    if any(str(path).startswith(folder) for path in used):
+    inside = [Path(path).name for path in used if str(path).startswith(str(folder))]
+    if inside:
         from wavalign_ext.pocket.build import build
 
-        build()
-        if any(Path(path).name.startswith("pairs_") for path in used if str(path).startswith(folder)):
-            from wavalign_ext.data.pairs.targets import make_pocket_pairs
+        _build_once(folder, build)
+    if any(name.startswith("pairs_") for name in inside):
+        from wavalign_ext.data.pairs.targets import make_pocket_pairs
 
-            make_pocket_pairs(Path(folder) / "data")
+        make_pocket_pairs(folder / "data")
     if any(str(path).startswith(str(parallel.folder())) for path in used):
-        parallel.build()
+        _build_once(parallel.folder(), parallel.build)
+
+
+def _build_once(folder: Path, build: Callable[[], Any]) -> None:
+    if (folder / "report.json").is_file():  # looked at before a lock is taken: its place may be read-only
+        return
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        FileLock(folder.with_name(folder.name + ".lock")).acquire(timeout=0).lock.release()
+    except Timeout:
+        print(f"wavalign: another process builds {folder}: waiting for it", flush=True)
+    build()
 
 
 def _summary(config: DictConfig, wav: WavAlignConfig, rows: dict[str, int]) -> str:

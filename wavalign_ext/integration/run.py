@@ -4,13 +4,16 @@ verl's command imports its trainer, and with it decides on a platform, before Hy
 one the run is for. So the decision is made again here; a process that runs no recipe of ours never comes here.
 """
 
+import getpass
 import os
 import sys
+import tempfile
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from wavalign_ext.config import ConfigError
-from wavalign_ext.integration import versions
+from wavalign_ext.integration import leftovers, versions
+from wavalign_ext.integration.guard import Guard
 
 VARIABLES = "ray_kwargs.ray_init.runtime_env.env_vars"
 
@@ -42,9 +45,24 @@ def begin(config: DictConfig) -> None:
             f"wavalign: the hardware preset's VERL_PLATFORM={variables.VERL_PLATFORM} replaces {mine} of this shell",
             flush=True,
         )
-    os.environ.update(variables)  # the raylet inherits it from here
+    # The raylet inherits it from here, but for the workers' temp folder.
+    os.environ.update({name: value for name, value in variables.items() if name != "TMPDIR"})
     patches.install()
     _decide_platform_again(variables.VERL_PLATFORM)
+
+
+def give_temp(config: DictConfig, guard: Guard) -> None:
+    """Give the workers a temp folder of the run's own: vLLM and verl leave sockets and lock files there.
+
+    The driver keeps its own, and with it Ray's logs; so do the compiler's caches, which the next run is to find.
+    """
+    variables = OmegaConf.select(config, VARIABLES)
+    folder = leftovers.make_temp()
+    guard.note(temp=folder)
+    caches = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+    with open_dict(variables):
+        variables.TMPDIR = folder
+        variables.setdefault("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", caches))
 
 
 def require_plugin() -> None:

@@ -38,7 +38,7 @@ class SpokenRewardManager(RewardManagerBase):
         self.wav = WavAlignConfig.from_mapping(node)
         self.layout = load_layout(self.wav.layout).resolve(tokenizer)
         self.codec = load_codec(self.wav.codec)
-        self.mix = build_terms(self.wav.reward.terms, self.wav.reward.scale)
+        self.mix = build_terms(self.wav.reward.terms, self.wav.reward.scale, self.wav.reward.timeout_s)
         self._decoding = ModelThread()
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from wavalign_ext.rewards.answer import SpokenAnswer
 from wavalign_ext.rewards.registry import RewardTerm, Scale, TermFailed, build_term
 
 KEY = "wavalign.reward"
+TIMEOUT_S = 120.0
 T = TypeVar("T")
 
 
@@ -50,10 +51,17 @@ async def attempt(work: Awaitable[T]) -> tuple[T | None, str]:
 
 
 class RewardMix:
-    """The weighted mean of its terms. Build it with :func:`build_terms`."""
+    """The weighted mean of its terms. Build it with :func:`build_terms`.
 
-    def __init__(self, terms: Mapping[str, RewardTerm], weights: Mapping[str, float], scale: Scale) -> None:
-        self.terms, self.weights, self.scale = dict(terms), dict(weights), scale
+    A term that has scored no answer at all for ``timeout_s`` has failed for those that wait for it: answers queue for
+    a model, and the last of many may wait long.
+    """
+
+    def __init__(
+        self, terms: Mapping[str, RewardTerm], weights: Mapping[str, float], scale: Scale, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self.terms, self.weights, self.scale, self.timeout_s = dict(terms), dict(weights), scale, timeout_s
+        self._answered: dict[RewardTerm, float] = {}  # when a term last gave something, by the loop's clock
 
     async def __call__(self, answer: SpokenAnswer) -> RewardResult:
         """Score with every term at once. Never raises for a term's sake."""
@@ -73,18 +81,35 @@ class RewardMix:
         return RewardResult(None, dict.fromkeys(self.terms), {cause: why})
 
     async def _score(self, term: RewardTerm, answer: SpokenAnswer) -> tuple[float | None, str]:
-        found, why = await attempt(_as_number(term, answer))
+        found, why = await self._in_time(term, answer)
         low, high = self.scale
         if found is not None and not low <= found <= high:
             return None, f"score {found} is outside the scale [{low}, {high}]"
         return found, why
+
+    async def _in_time(self, term: RewardTerm, answer: SpokenAnswer) -> tuple[float | None, str]:
+        """What :func:`attempt` says of the term, or that it is stuck."""
+        clock = asyncio.get_running_loop().time
+        began, task = clock(), asyncio.ensure_future(attempt(_as_number(term, answer)))
+        try:
+            while not task.done():
+                left = max(began, self._answered.get(term, began)) + self.timeout_s - clock()
+                if left <= 0:
+                    return None, f"no answer for wavalign.reward.timeout_s={self.timeout_s:g}"
+                await asyncio.wait([task], timeout=left)
+            self._answered[term] = clock()
+            return task.result()
+        finally:
+            task.cancel()
 
 
 async def _as_number(term: RewardTerm, answer: SpokenAnswer) -> float:
     return float(await term.score(answer))
 
 
-def build_terms(spec: Mapping[str, Mapping[str, Any]], scale: tuple[float, float] = (1.0, 5.0)) -> RewardMix:
+def build_terms(
+    spec: Mapping[str, Mapping[str, Any]], scale: tuple[float, float] = (1.0, 5.0), timeout_s: float = TIMEOUT_S
+) -> RewardMix:
     """Terms from ``{name: {weight, type, **arguments}}``; weights are divided by their sum.
 
     ``weight`` is 1 and ``type`` the name itself where they are left out. A term of weight 0 is scored and shown but
@@ -110,7 +135,7 @@ def build_terms(spec: Mapping[str, Mapping[str, Any]], scale: tuple[float, float
     total = sum(weights.values())
     if total <= 0:
         raise ValueError(f"{KEY}.terms: all weights are 0 ({', '.join(spec)}): give one term a positive weight")
-    return RewardMix(terms, {name: weight / total for name, weight in weights.items()}, scale)
+    return RewardMix(terms, {name: weight / total for name, weight in weights.items()}, scale, timeout_s)
 
 
 def _checked_scale(scale: Any) -> Scale:

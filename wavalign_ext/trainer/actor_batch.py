@@ -18,6 +18,7 @@ from wavalign_ext.method.mixing import row_shares
 from wavalign_ext.method.token_weights import ANCHOR, ROLLOUT, ROW_FIELDS, TokenWeights, token_weights
 from wavalign_ext.trainer.rollout_dump import plain
 from wavalign_ext.trainer.step import real_rows
+from wavalign_ext.trainer.validation_nll import target_rows
 
 UPDATE_FIELDS = ["prompts", "responses", "input_ids", "position_ids", "response_mask", "loss_mask", "advantages"]
 UPDATE_FIELDS += ["modality", "row_kind", "temperature", "multi_modal_inputs", *ROW_FIELDS]
@@ -41,6 +42,7 @@ class ActorUpdate:
         groups = self._group(list(data["uid"]))
         if trainer.wav.uses_anchor:
             self._add_anchors(groups, [int(i) for i in data["index"]], data["prompts"].unbind())
+            self._add_anchors_alone(groups, trainer.vanished)
         self.anchors = len(self.new_rows)
         self._split(list(groups.values()))
         self.by_prompt = trainer.mixing.last.by_prompt
@@ -70,6 +72,16 @@ class ActorUpdate:
             kinds, drawn = self.trainer.layout.modality(target), self.trainer.layout.drawn(target)
             row = supervised_row(prompts[rows[0]].tolist(), target, ANCHOR, kinds, drawn)
             groups[uid].append(self._add(f"{uid}_{session}_0", row | {"multi_modal_inputs": heard}))
+
+    def _add_anchors_alone(self, groups: dict[str, list[int]], vanished: dict[str, int]) -> None:
+        """Anchors of prompts that no rollout came of: the target does not depend on them."""
+        numbers = list(vanished.values())
+        if not numbers:
+            return
+        targets = [self.trainer.targets[number] for number in numbers]
+        rows = target_rows(self.trainer, self.trainer.train_dataset, targets, numbers)
+        for uid, row in zip(vanished, rows, strict=True):
+            groups[uid].append(self._add(f"{uid}_0_0", row))
 
     def _add(self, key: str, row: dict[str, Any]) -> int:
         self.new_keys.append(key)

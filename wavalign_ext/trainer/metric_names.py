@@ -100,6 +100,12 @@ ROLLOUTS = Group(
         ),
         Metric(_both("wavalign/rollouts_without_{}"), "share", "Answers without a token of the modality.", _ROLLOUTS),
         Metric(("wavalign/rollouts_truncated",), "share", "Answers without an end: the length limit came.", _ROLLOUTS),
+        Metric(
+            ("wavalign/rollouts_missing_share",),
+            "share",
+            "Answers that never came, because their agent loop failed: ``wavalign.health.missing_rollouts``.",
+            _ROLLOUTS,
+        ),
         Metric(("wavalign/rewards_missing_share",), "share", "Answers without a reward.", _ROLLOUTS),
         Metric(
             ("wavalign/groups_degenerate",),

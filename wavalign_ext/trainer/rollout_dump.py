@@ -6,6 +6,7 @@ Validation answers, which are of the same questions every time, also go to Tenso
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,14 @@ class SampleWriter:
         except Exception as error:
             return {"wav_failed": f"{type(error).__name__}: {error}"}
         return {"wav": name}
+
+
+def said_if_it_fails(write: Callable[..., None], folder: str, step: int, *rows: Any) -> None:
+    """Dump a step; what goes wrong is said at once, and the run goes on: nothing that it learns depends on it."""
+    try:
+        write(folder, step, *rows)
+    except Exception as error:
+        print(f"wavalign: the dump of step {step} in {folder} failed: {type(error).__name__}: {error}", flush=True)
 
 
 def _to_board(board: str | Path, step: int, folder: Path, lines: list[dict[str, Any]]) -> None:

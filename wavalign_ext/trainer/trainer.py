@@ -19,13 +19,16 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
-from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import reduce_metrics
 from verl.utils.py_functional import rename_dict
 
+from wavalign_ext.checkpoints.record import record
+from wavalign_ext.checkpoints.whole import STATE_FILE, latest_step
 from wavalign_ext.config import WavAlignConfig
+from wavalign_ext.integration.ending import StopAsked
 from wavalign_ext.integration.fused_head import SCORE_ONLY
+from wavalign_ext.integration.mailbox import Mailbox
 from wavalign_ext.integration.verl_loss import VerlLoss
 from wavalign_ext.method.anchor import rows_to_tensordict
 from wavalign_ext.method.loss import LossCoefficients
@@ -38,15 +41,24 @@ from wavalign_ext.speech.layout import load_layout
 from wavalign_ext.trainer.actor_batch import ActorUpdate
 from wavalign_ext.trainer.estimator import given_advantages, preferred_tokens
 from wavalign_ext.trainer.group_filter import ScoredGroups
+from wavalign_ext.trainer.health import Diverged, Health, check_whole
 from wavalign_ext.trainer.metrics import reward_metrics, rollout_metrics
 from wavalign_ext.trainer.pairing import pair_metrics, rollout_pairs, step_terms
-from wavalign_ext.trainer.rollout_dump import SampleWriter
+from wavalign_ext.trainer.rollout_dump import SampleWriter, said_if_it_fails
+from wavalign_ext.trainer.saving import Saving
 from wavalign_ext.trainer.step import Step, real_rows
 from wavalign_ext.trainer.validation_nll import held_out_nll
-from wavalign_ext.trainer.watchdog import watching
+from wavalign_ext.trainer.watchdog import (
+    LINGER_S,
+    Pace,
+    Watchdog,
+    explaining,
+    loop_probes,
+    queue_probes,
+    trainer_probes,
+)
 from wavalign_ext.verl_keys import VerlKeys
 
-STATE_FILE = "wavalign.json"
 REFERENCED = "referenced"  # column of a row: 1 on the response tokens that the reference policy scores
 # verl looks for finished rollouts every 2 s: half of that is lost in every step, and a step of a small model has 6.
 POLL_S = 0.2
@@ -63,6 +75,13 @@ class WavAlignTrainer(PPOTrainerSync):
         node: Any = OmegaConf.to_container(config.wavalign, resolve=True)
         self.wav = WavAlignConfig.from_mapping(node)
         self.mixing = MixingController(self.wav.mixing, self.wav.reward.scale)
+        self.health = Health(self.wav.health, expects_scores=self.wav.uses_preference)
+        self.saving = Saving(config.trainer)
+        self.record = record(config)
+        self.prompts: dict[str, tuple[int, int]] = {}  # of the step: uid → (row of the data, rollouts asked for)
+        self.vanished: dict[str, int] = {}  # those without any rollout: uid → row of the data
+        self.savable: tuple[int, Any, dict[str, Any]] | None = None  # step, data, state: of what the workers hold now
+        self.stoppable = True
         self.lam = 0.0
         self.keys = VerlKeys.of(config)
         # An objective over pairs needs them before the update: its advantages are made of them.
@@ -103,9 +122,48 @@ class WavAlignTrainer(PPOTrainerSync):
             self.layout, load_codec(self.wav.codec, device="cpu"), self.tokenizer, self.wav, board
         )
 
+    def init(self) -> None:
+        """verl's, watched from here to the end of :meth:`fit`."""
+        self._begin_to_watch()
+        with explaining(self.watch):
+            super().init()
+        self.watch.probes += trainer_probes(self, self.wav.watchdog)
+
     def fit(self, agent_loop_manager: Any) -> None:
-        with watching(self, agent_loop_manager, self.wav.watchdog):
-            super().fit(agent_loop_manager)
+        """verl's. Raises :class:`StopAsked` behind a checkpoint, where a signal asked the run to end."""
+        workers = agent_loop_manager.agent_loop_workers
+        self.watch.probes += loop_probes("agent loop worker", workers, self.wav.watchdog)
+        try:
+            with explaining(self.watch):
+                super().fit(agent_loop_manager)
+        except StopAsked as stop:
+            raise StopAsked(f"{stop}; {self._save_at_the_end()}") from stop
+        finally:
+            self.watch.end()
+
+    def _begin_to_watch(self) -> None:
+        settings = self.wav.watchdog
+        self.pace = Pace(settings)
+        self.watch = Watchdog(
+            [self.pace.probe, *queue_probes()],
+            settings.poll_interval_s,
+            mailbox=Mailbox(),
+            patience_s=settings.heartbeat_timeout_s,
+            phase=lambda: str(self.pace),
+            stoppable=lambda: self.stoppable,
+            linger_s=LINGER_S,
+        )
+        self.watch.start()
+
+    def _save_at_the_end(self) -> str:
+        """Save what the workers hold, if it is a whole step and not saved yet; returns how to go on."""
+        if self.config.trainer.save_freq > 0 and self.savable and self.savable[0] != self.saving.last:
+            step, data, state = self.savable
+            self.pace.enter("the last checkpoint", step)
+            self.saving.save(self, step, data, state)
+            return f"step {step} is saved: start it again to go on from there"
+        latest = latest_step(self.saving.run)
+        return f"start it again to go on from step {latest}" if latest else "no step is saved: it would start anew"
 
     def target(self, text_and_codes: tuple[str, list[int]]) -> list[int]:
         """The ids of an anchor target."""
@@ -113,6 +171,7 @@ class WavAlignTrainer(PPOTrainerSync):
         return self.layout.target(self.tokenizer.encode(text, add_special_tokens=False), codes)
 
     def _validate(self) -> dict[str, float]:
+        self.pace.enter("the validation", self.global_steps)
         metrics = super()._validate()
         self.checkpoint_manager.sleep_replicas()
         metrics.update(held_out_nll(self))
@@ -127,29 +186,41 @@ class WavAlignTrainer(PPOTrainerSync):
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self) -> None:
-        # Before super(), which ends by naming this step the latest one.
-        folder = os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
-        os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, STATE_FILE), "w") as file:
-            json.dump({"mixing": self.mixing.state_dict()}, file)
-        super()._save_checkpoint()
+        """What verl saves, aside and whole. A step that is not healthy is not saved."""
+        if self.health.problem is not None:
+            print(f"wavalign: step {self.global_steps} is not saved: {self.health.problem}", flush=True)
+            return
+        assert self.savable is not None
+        self.pace.enter("the checkpoint", self.global_steps)
+        self.stoppable = False
+        self.saving.save(self, *self.savable)
+        self.stoppable = True
+
+    def _hold(self, step: int) -> None:
+        """From here to the next update the workers hold ``step``, and this is what a checkpoint of it needs."""
+        state = {"mixing": self.mixing.state_dict(), "health": self.health.state_dict(), "run": self.record}
+        self.savable = (step, self.train_dataloader.state_dict(), state)
 
     def _load_checkpoint(self) -> None:
-        super()._load_checkpoint()
-        if self.global_steps == 0:
-            return
         trainer = self.config.trainer
-        folder = trainer.resume_from_path
-        if trainer.resume_mode == "auto":  # the base class does not say which folder it found
-            folder = find_latest_ckpt_path(os.path.abspath(trainer.default_local_dir))
-        self._load_mixing(os.path.join(folder, STATE_FILE))
+        asked = trainer.resume_mode, trainer.resume_from_path
+        folder = self.saving.to_resume(*asked)
+        trainer.resume_mode, trainer.resume_from_path = ("resume_path", folder) if folder else ("disable", None)
+        try:
+            super()._load_checkpoint()
+        finally:
+            trainer.resume_mode, trainer.resume_from_path = asked
+        if folder:
+            self._load_mixing(os.path.join(folder, STATE_FILE))
 
     def _load_mixing(self, path: str) -> None:
         """The λ average of a checkpoint. One of another trainer has none: λ then starts as it does at step 1."""
         if os.path.isfile(path):
             try:
                 with open(path) as file:
-                    self.mixing.load_state_dict(json.load(file)["mixing"])
+                    state = json.load(file)
+                self.mixing.load_state_dict(state["mixing"])
+                self.health.load_state_dict(state.get("health", {}))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path!r} is damaged ({error}): resume from another step, or delete it") from error
             told = f"resumed step {self.global_steps} with λ average {self.mixing.average}"
@@ -159,6 +230,52 @@ class WavAlignTrainer(PPOTrainerSync):
                 "optimiser and data go on, and the average of λ starts anew"
             )
         print(f"wavalign: {told}", flush=True)
+
+    # --- whole steps ----------------------------------------------------------------------------------------------
+
+    def on_step_begin(self) -> None:
+        super().on_step_begin()
+        self.pace.enter("the rollouts", self.global_steps)
+        self.prompts.clear()
+
+    def on_step_end(self) -> None:
+        self.pace.enter("the new weights", self.global_steps)
+        super().on_step_end()
+
+    def _shutdown_dump_executor(self) -> None:
+        self.pace.enter("the last dumps", self.global_steps)
+        super()._shutdown_dump_executor()
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        """verl's step. Raises :class:`Diverged` when the run is no longer healthy."""
+        batch = super().step(metrics, timing_raw)
+        try:
+            self.health.look(self.global_steps, metrics)
+        except Diverged as error:
+            good = self.saving.doubt(self.global_steps - self.health.unhealthy + 1)
+            on = f"it goes on from step {good}" if good else "there is no checkpoint, so it begins anew"
+            raise Diverged(f"{error}. Change what made it so, such as actor.optim.lr, and start again: {on}") from error
+        if self.health.problem is None:
+            self.saving.confirm()
+            self._hold(self.global_steps)
+        self.stoppable = True
+        return batch
+
+    def _submit_batch_to_rollout(self, batch: Any) -> int:
+        n = self.config.actor_rollout_ref.rollout.n
+        counts = batch["__rollout_n__"].tolist() if "__rollout_n__" in batch.keys() else [n] * len(batch)
+        rows = zip(list(batch["uid"]), list(batch["index"]), counts, strict=True)
+        self.prompts.update({str(uid): (int(index), int(count)) for uid, index, count in rows})
+        return super()._submit_batch_to_rollout(batch)
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict, *args: Any, **kwargs: Any) -> KVBatchMeta:
+        """verl's; before it fills up a batch with copies, the rollouts are counted."""
+        share, self.vanished = check_whole(
+            self.global_steps, batch.keys, self.prompts, self.config.data.train_batch_size, self.wav.health
+        )
+        metrics["wavalign/rollouts_missing_share"] = share
+        self.pace.enter("the training", self.global_steps)
+        return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     # --- log-probs ------------------------------------------------------------------------------------------------
 
@@ -215,6 +332,7 @@ class WavAlignTrainer(PPOTrainerSync):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """verl's actor update on rollouts and anchors together; the batch returned holds the rollouts only."""
         plan = ActorUpdate(self, batch)
+        self.stoppable, self.savable = False, None  # until the step is whole again
         tq.kv_batch_put(keys=plan.keys, partition_id=plan.partition, fields=rows_to_tensordict(plan.rollout_columns))
         try:
             if plan.new_rows:
@@ -236,15 +354,15 @@ class WavAlignTrainer(PPOTrainerSync):
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict, rollout_data_dir: str) -> None:
         keys = [batch.keys[row] for row in real_rows(batch)]
         data = tq.kv_batch_get(keys, batch.partition_id, select_fields=["rm_scores", "extra_fields"])
-        future = self._dump_executor.submit(
-            self.samples.write_rollouts, rollout_data_dir, self.global_steps, keys, data
-        )
-        self._dump_futures.append(future)
+        self._dump(self.samples.write_rollouts, rollout_data_dir, self.global_steps, keys, data)
 
     def _dump_generations(self, *, dump_path: str, **columns: Any) -> None:
         """verl's dump of validation answers, with their audio beside it."""
-        future = self._dump_executor.submit(self.samples.write_validation, dump_path, self.global_steps, columns)
-        self._dump_futures.append(future)
+        self._dump(self.samples.write_validation, dump_path, self.global_steps, columns)
+
+    def _dump(self, write: Any, folder: str, step: int, *rows: Any) -> None:
+        self._dump_futures = [future for future in self._dump_futures if not future.done()]
+        self._dump_futures.append(self._dump_executor.submit(said_if_it_fails, write, folder, step, *rows))
 
 
 def one_step_follows(keys: VerlKeys) -> bool:

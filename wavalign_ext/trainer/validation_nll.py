@@ -1,5 +1,6 @@
 """How likely the policy finds the targets of the validation set: what the anchor is there to keep."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,8 +23,14 @@ def held_out_nll(trainer: Any) -> dict[str, float]:
 
 
 def _target_rows(trainer: Any) -> list[dict[str, Any]]:
+    numbers = range(len(trainer.val_targets))
+    return target_rows(trainer, trainer.val_dataset, [trainer.val_targets[number] for number in numbers], numbers)
+
+
+def target_rows(trainer: Any, dataset: Any, targets: Sequence[Any], numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Anchor rows of a dataset's rows ``numbers``, whose targets these are; no rollout gives their prompts."""
     builder = prompt_builder(trainer)  # held-out prompts are those of the validation answers
     return [
-        answer_row(trainer, builder, trainer.val_dataset[number], target, ANCHOR)
-        for number, target in enumerate(trainer.val_targets)
+        answer_row(trainer, builder, dataset[number], target, ANCHOR)
+        for number, target in zip(numbers, targets, strict=True)
     ]

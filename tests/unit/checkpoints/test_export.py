@@ -121,6 +121,15 @@ def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
         return model(ids).logits
 
 
+def test_the_latest_one_is_what_a_resume_would_take(run: Path) -> None:
+    tracker = run / "latest_checkpointed_iteration.txt"
+    for text, step in (("2", 2), ("10", 10), ("3", 10)):
+        tracker.write_text(text)
+        assert export.find_checkpoint(run).parent.name == f"global_step_{step}"
+    tracker.unlink()
+    assert export.find_checkpoint(run).parent.name == "global_step_10"
+
+
 PROMPT = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
 
 

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fake_time
 import numpy as np
 import pytest
 
 from wavalign_ext.rewards import SpokenAnswer, TermFailed, build_terms, register_term
+from wavalign_ext.rewards.mix import RewardMix
 from wavalign_ext.rewards.models import ModelThread, optional_module
 from wavalign_ext.rewards.registry import Scale, on_scale
 
@@ -245,3 +247,29 @@ def test_an_optional_package_that_is_missing_is_named(monkeypatch: pytest.Monkey
         arguments = {"mode": "embedding"} if term == "semantic" else {}
         with pytest.raises(ImportError, match=f"{term!r} needs {module!r}.*pip install --no-deps"):
             build_terms({term: arguments})
+
+
+def test_a_term_that_answers_nobody_has_failed_and_one_that_is_slow_has_not() -> None:
+    class Stuck:
+        async def score(self, answer: SpokenAnswer) -> float:
+            await asyncio.sleep(1e6)
+            return 1.0
+
+    class Queue:
+        """One answer after the other, each within the time, the last one long after it."""
+
+        def __init__(self) -> None:
+            self.lock = asyncio.Lock()
+
+        async def score(self, answer: SpokenAnswer) -> float:
+            async with self.lock:
+                await asyncio.sleep(40)
+            return 2.0
+
+    async def scored() -> list[Any]:
+        mix = RewardMix({"stuck": Stuck(), "queue": Queue()}, {"stuck": 0.5, "queue": 0.5}, (1.0, 5.0), timeout_s=60)
+        return await asyncio.gather(*(mix(answer()) for _ in range(5)))
+
+    for result in fake_time.run(scored()):
+        assert result.terms == {"stuck": None, "queue": 2.0}
+        assert result.reasons == {"stuck": "no answer for wavalign.reward.timeout_s=60"}

@@ -25,7 +25,8 @@ from wavalign_ext.trainer.pairing import pair_metrics
 
 ROOT = Path(__file__).parents[3]
 LOGGED = re.compile(r"(val-pairs|wavalign|actor|reward|reward_missing|reward_notes|training|val-anchor)/[^ ]+")
-THEIR_OWN = {"actor/mfu"}  # verl's, which the trainer only gives verl's other name
+# verl's, which the trainer gives verl's other name or only looks at
+THEIR_OWN = {"actor/mfu", "actor/loss", "actor/grad_norm"}
 
 
 def ones(*shape: int) -> torch.Tensor:

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from wavalign_ext.config import WatchdogConfig
+from wavalign_ext.integration.ending import StopAsked
 from wavalign_ext.trainer import watchdog
-from wavalign_ext.trainer.watchdog import Watchdog, WorkerLost, progress_probe, server_probe
+from wavalign_ext.trainer.watchdog import Pace, Watchdog, WorkerLost, server_probe
 
 
 def after(looks: int, problem: str) -> list:
@@ -107,17 +109,126 @@ def test_silence_is_borne_for_a_while(
         assert probe() == problem
 
 
-def test_a_step_has_a_limit(clock: SimpleNamespace) -> None:
-    step = 3
-    probe = progress_probe(lambda: step, step_timeout_s=20)
-    clock.now += 20
-    assert probe() is None
-    clock.now += 1
-    assert probe() == "step 3 has taken longer than wavalign.watchdog.step_timeout_s=20"
-    step = 4
-    assert probe() is None
-    clock.now += 21
-    assert probe() == "step 4 has taken longer than wavalign.watchdog.step_timeout_s=20"
+def looks(pace: Pace, clock: SimpleNamespace, seconds: float) -> str | None:
+    """What a watchdog that looks every five seconds finds in this time."""
+    found = None
+    for _ in range(int(seconds // 5)):
+        clock.now += 5
+        found = found or pace.probe()
+    return found
+
+
+@pytest.fixture
+def pace(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Pace:
+    from wavalign_ext.integration import ending
+
+    monkeypatch.setattr(ending, "time", clock)
+    return Pace(WatchdogConfig(start_timeout_s=1000))
+
+
+def test_a_phase_may_take_ten_times_what_it_took(pace: Pace, clock: SimpleNamespace) -> None:
+    for step, seconds in ((1, 20), (2, 30), (3, 25)):
+        pace.enter("the rollouts", step)
+        assert looks(pace, clock, seconds) is None
+        pace.enter("the training", step)
+        assert looks(pace, clock, 5) is None
+    pace.enter("the rollouts", 4)
+    assert looks(pace, clock, 300) is None
+    told = looks(pace, clock, 5)
+    assert told is not None and told.startswith("the rollouts of step 4 has taken 305 s (at most 30 s before;")
+    pace.enter("the training", 4)
+    assert looks(pace, clock, 120) is None  # two minutes are always there
+    assert looks(pace, clock, 5) is not None
+
+
+def test_what_was_not_gone_through_yet_has_the_start_s_limit(pace: Pace, clock: SimpleNamespace) -> None:
+    assert looks(pace, clock, 1000) is None
+    told = looks(pace, clock, 5)
+    assert told is not None and told.startswith("the start has taken 1005 s (not gone through before")
+
+
+def test_a_step_has_the_limit_that_is_given(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wavalign_ext.integration import ending
+
+    monkeypatch.setattr(ending, "time", clock)
+    pace = Pace(WatchdogConfig(step_timeout_s=20))
+    assert looks(pace, clock, 600) is None  # before the first step
+    pace.enter("the rollouts", 3)
+    assert looks(pace, clock, 15) is None
+    pace.enter("the training", 3)
+    told = looks(pace, clock, 10)
+    assert told is not None and "step 3 has taken longer than wavalign.watchdog.step_timeout_s=20" in told
+    pace.enter("the rollouts", 4)
+    assert looks(pace, clock, 20) is None
+
+
+def test_a_run_that_was_suspended_was_not_slow(pace: Pace, clock: SimpleNamespace) -> None:
+    pace.enter("the rollouts", 1), looks(pace, clock, 20), pace.enter("the rollouts", 2)
+    clock.now += 50_000
+    assert pace.probe() is None and looks(pace, clock, 60) is None
+
+
+def test_a_look_that_fails_is_not_the_last(capsys: pytest.CaptureFixture) -> None:
+    def broken() -> None:
+        raise TypeError("no such attribute")
+
+    with pytest.raises(WorkerLost, match="engine 1 has died"):
+        with Watchdog([broken, *after(3, "engine 1 has died")], poll_interval_s=0.05):
+            time.sleep(30)
+    assert capsys.readouterr().out.count("the watchdog could not look: TypeError: no such attribute") == 1
+    with pytest.raises(WorkerLost, match=r"a worker could not be looked at for \d s \(TypeError: no such attribute\)"):
+        with Watchdog([broken], poll_interval_s=0.05, patience_s=0.3):
+            time.sleep(30)
+
+
+class Post:
+    """A mailbox in a dict."""
+
+    def __init__(self) -> None:
+        self.words: dict = {}
+
+    def put(self, name: str, word: object) -> None:
+        self.words[name] = word
+
+    def get(self, name: str) -> object:
+        return self.words.get(name)
+
+
+def test_the_beat_goes_on_and_says_where() -> None:
+    post = Post()
+    with Watchdog([], poll_interval_s=0.05, mailbox=post, phase=lambda: "the rollouts of step 4"):
+        time.sleep(0.5)
+    assert post.words["beat"]["number"] > 2 and post.words["beat"]["phase"] == "the rollouts of step 4"
+
+
+def test_what_was_found_is_told_to_the_driver() -> None:
+    post = Post()
+    with pytest.raises(WorkerLost):
+        with Watchdog(after(1, "engine 1 has died"), poll_interval_s=0.05, mailbox=post):
+            time.sleep(30)
+    assert post.words["problem"] == "engine 1 has died"
+
+
+def test_a_signal_is_heard_when_the_trainer_can_be_stopped() -> None:
+    post, can = Post(), threading.Event()
+    post.put("stop", "SIGTERM")
+    with pytest.raises(StopAsked, match="stopped by SIGTERM"):
+        with Watchdog([], poll_interval_s=0.05, mailbox=post, stoppable=can.is_set):
+            time.sleep(0.5)  # an update, which goes on to its end
+            can.set()
+            time.sleep(30)
+
+
+def test_a_mailbox_that_fails_is_no_problem() -> None:
+    class Broken(Post):
+        def put(self, name: str, word: object) -> None:
+            raise ConnectionError
+
+        get = put  # type: ignore[assignment]
+
+    with Watchdog([], poll_interval_s=0.05, mailbox=Broken()) as dog:
+        time.sleep(0.3)
+    assert dog.problem is None and dog.stop is None
 
 
 def test_actors_of_ray() -> None:

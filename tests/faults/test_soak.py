@@ -1,0 +1,103 @@
+"""A long run with a fault every few steps: its data and λ are those of an undisturbed one, and its memory is flat.
+
+300 steps with a fault every 20 take hours on 2 cores: ``WAVALIGN_SOAK=STEPS,EVERY`` makes it shorter or longer.
+"""
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from harness import Victim
+
+from wavalign_ext.checkpoints import whole
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+STEPS, EVERY = (int(number) for number in os.environ.get("WAVALIGN_SOAK", "300,20").split(","))
+SETTLED, FLAT = 50, 0.05  # from this step on, memory stays within this share
+# What happens, in turn: a signal to a process of this title, or to the driver.
+TURNS = [
+    ("VLLM::EngineCore", signal.SIGKILL),
+    ("driver", signal.SIGTERM),
+    ("ray::WorkerDict", signal.SIGKILL),
+    ("driver", signal.SIGKILL),
+    ("ray::TransferQueueController", signal.SIGKILL),
+    ("driver", signal.SIGINT),
+    ("ray::RewardLoopWorker", signal.SIGKILL),
+]
+
+
+def started(folder: Path) -> Victim:
+    metrics = folder.with_suffix(".metrics.jsonl")
+    overrides = ["trainer.logger=[console,file]", f"trainer.total_training_steps={STEPS}", "trainer.save_freq=2"]
+    return Victim(folder, *overrides, VERL_FILE_LOGGER_PATH=str(metrics))
+
+
+def memory(victim: Victim) -> dict[str, float]:
+    """Private memory of each kind of process, and of its shared memory, in MB."""
+    found: dict[str, float] = {}
+    for child in victim.children.values():
+        try:
+            title = (child.cmdline() or ["?"])[0].rpartition("/")[2].split(".")[0]
+            if title.startswith(("ray::", "VLLM::")) and "IDLE" not in title:
+                found[title] = found.get(title, 0.0) + child.memory_full_info().uss / 2**20
+        except psutil.Error:
+            continue
+    segments = [Path(name) for name in victim.segments if Path(name).exists()]
+    return found | {"/dev/shm": sum(path.stat().st_blocks * 512 for path in segments) / 2**20}
+
+
+def metrics(folder: Path) -> dict[int, dict[str, Any]]:
+    """By step; a step that was made again counts as it was made last."""
+    lines = folder.with_suffix(".metrics.jsonl").read_text().splitlines()
+    return {line["step"]: line["data"] for line in map(json.loads, lines)}
+
+
+def disturbed(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Runs to the end in spite of ``TURNS``; memory by step of each start."""
+    turns, step = itertools.cycle(TURNS), 0
+    while step < STEPS:
+        victim, (title, number) = started(folder), next(turns)
+        step += EVERY
+        if step >= STEPS:
+            victim.wait_for(rf"step:{STEPS - 1} - ", limit_s=60 * STEPS)
+            yield STEPS, memory(victim)
+            assert victim.wait(600) == 0, victim.output[-3000:]
+        else:
+            victim.wait_for(rf"step:{step} - ", limit_s=60 * STEPS)
+            yield step, memory(victim)
+            if title == "driver":
+                victim.process.send_signal(number)
+            else:
+                victim.one(title).send_signal(number)
+            assert victim.wait(180) != 0
+        left = victim.left()
+        victim.forget()
+        if (title, number) != ("driver", signal.SIGKILL) or step >= STEPS:  # else the next start clears away
+            assert left == []
+
+
+def test_faults_leave_no_trace_in_what_is_learnt(pocket: Path, tmp_path: Path) -> None:
+    calm = started(tmp_path / "calm")
+    assert calm.wait(60 * STEPS) == 0, calm.output[-3000:]
+    assert calm.left() == []
+    calm.forget()
+    seen = dict(disturbed(tmp_path / "hurt"))
+    one, other = metrics(tmp_path / "calm"), metrics(tmp_path / "hurt")
+    assert sorted(one) == sorted(other) == list(range(1, STEPS + 1))
+    for step in one:
+        assert other[step]["wavalign/lambda"] == pytest.approx(one[step]["wavalign/lambda"], rel=1e-6), step
+        rows = [(tmp_path / name / "rollouts" / f"{step}.jsonl").read_text().splitlines() for name in ("calm", "hurt")]
+        asked = [sorted(json.loads(row)["question_audio"] for row in some) for some in rows]
+        assert asked[0] == asked[1], step
+    assert whole.newest_whole(tmp_path / "hurt") == (STEPS, [])
+    print(f"SOAK {json.dumps(seen)}")
+    late = {step: found for step, found in seen.items() if step >= SETTLED}
+    for kind in {kind for found in late.values() for kind in found}:
+        sizes = [found[kind] for found in late.values() if kind in found]
+        assert max(sizes) <= (1 + FLAT) * min(sizes) + 5, (kind, sizes)  # 5 MB: what an allocator keeps

@@ -1,0 +1,136 @@
+"""The driver's end without a Ray: signals, a problem that is found, a job that failed; the last line is ours."""
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from wavalign_ext.config import WatchdogConfig
+from wavalign_ext.integration import guard as guard_module
+from wavalign_ext.integration.ending import GO_ON
+from wavalign_ext.integration.guard import Ear
+
+START = """
+import sys, time
+from wavalign_ext.config import WatchdogConfig
+from wavalign_ext.integration import leftovers, processes
+from wavalign_ext.integration.guard import Guard
+guard = Guard(sys.argv[1])
+guard.take_signals()
+temp = leftovers.make_temp()
+guard.note(temp=temp)
+print(temp, flush=True)
+"""
+
+
+def driver(run: Path, code: str) -> tuple[subprocess.Popen, Path]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", START + code, str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=60)
+    return process.returncode, out.strip().splitlines()[-1]
+
+
+def clean(run: Path, temp: Path) -> bool:
+    return not temp.exists() and not (run / ".lock").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_ray(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    process, temp = driver(tmp_path, "time.sleep(60)")
+    assert temp.exists() and (tmp_path / ".lock").exists()
+    process.send_signal(number)
+    assert ended(process) == (status, f"wavalign: ended at once by {number.name}: {GO_ON}") and clean(tmp_path, temp)
+
+
+def test_a_process_that_died_ends_a_driver_that_waits(tmp_path: Path) -> None:
+    code = """
+import subprocess
+processes.GONE_S = 0.5
+guard_processes = processes.Processes
+from wavalign_ext.integration import guard as module
+module.Processes = lambda clock, stopped_s: guard_processes(clock, stopped_s, gone_s=0.5)
+title = "import setproctitle as t, time; t.setproctitle('VLLM::EngineCore'); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", title])
+guard.watch(WatchdogConfig(poll_interval_s=0.2))
+time.sleep(1.5)
+child.kill()
+time.sleep(60)
+"""
+    process, temp = driver(tmp_path, code)
+    status, line = ended(process)
+    assert status == 1 and line.startswith("wavalign: a rollout engine's process (VLLM::EngineCore") and GO_ON in line
+    assert clean(tmp_path, temp)
+
+
+def test_a_job_that_failed(tmp_path: Path) -> None:
+    process, temp = driver(tmp_path, "guard.finish(OSError(28, 'No space left on device'))")
+    line = f"wavalign: OSError: [Errno 28] No space left on device. Its traceback is above; {GO_ON}"
+    assert ended(process) == (1, line) and clean(tmp_path, temp)
+
+
+def test_a_job_that_ended_well(tmp_path: Path) -> None:
+    process, temp = driver(tmp_path, "guard.finish(None)\nprint('results')")
+    assert ended(process) == (0, "results") and clean(tmp_path, temp)
+
+
+def test_a_process_that_ends_otherwise_gives_the_folder_back(tmp_path: Path) -> None:
+    process, temp = driver(tmp_path, "raise SystemExit('refused')")
+    assert ended(process) == (1, "refused") and clean(tmp_path, temp)
+
+
+def test_what_a_killed_driver_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    process, temp = driver(tmp_path, "time.sleep(60)")
+    process.kill(), process.wait()
+    assert temp.exists()
+    again, other = driver(tmp_path, "")
+    assert ended(again)[0] == 0 and not temp.exists() and clean(tmp_path, other)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_task_runner_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, words = Clock(), [None]
+    ear = Ear(clock, WatchdogConfig(start_timeout_s=500))  # type: ignore[arg-type]
+
+    def at_once(_: object) -> Future:
+        future: Future = Future()
+        future.set_result(words[-1])
+        return future
+
+    monkeypatch.setattr(guard_module, "_in_thread", at_once)
+
+    def looked(now: float, word: object = None) -> str | None:
+        clock.now = now
+        words.append(word)  # type: ignore[arg-type]
+        return ear.listen()
+
+    one = {"number": 1, "phase": "the rollouts of step 1"}
+    assert looked(500) is None
+    assert looked(501) == "the task runner has said nothing for 501 s since Ray has started"
+    assert looked(502, one) is None and looked(622, one) is None
+    assert looked(623, one) == "the task runner has said nothing for 121 s, last in the rollouts of step 1"
+    assert looked(624, {"number": 2, "phase": "the training of step 1"}) is None
+
+
+def test_a_ray_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    ear = Ear(clock, WatchdogConfig(start_timeout_s=500))  # type: ignore[arg-type]
+    monkeypatch.setattr(guard_module, "_in_thread", lambda _: Future())  # never done
+    monkeypatch.setattr(guard_module, "HEAR_S", 0.01)
+    assert ear.listen() is None
+    clock.now = 501
+    assert ear.listen() is not None
