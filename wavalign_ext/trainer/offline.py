@@ -133,6 +133,7 @@ class OfflineTrainer(WavAlignTrainer):
         print(f"wavalign: the reference policy scores {len(rows)} answers; the others are in {cache.path}", flush=True)
         for start in tqdm(range(0, len(rows), 2 * CHUNK), desc="reference", disable=not rows):
             some = rows[start : start + 2 * CHUNK]
+            self.pace.enter("the reference's scores", 0)  # by the chunk: all of them may take hours
             logps = score_rows(self, [row for _, row in some], without_adapter=self.ref_in_actor)
             cache.update(zip([name for name, _ in some], logps, strict=True))
         return cache
@@ -153,6 +154,7 @@ class OfflineTrainer(WavAlignTrainer):
         return Pairs([pair[CHOSEN] for pair in both], [pair[REJECTED] for pair in both])
 
     def _validate(self) -> dict[str, float]:
+        self.pace.enter("the validation", self.global_steps)
         return held_out_nll(self) | self._held_out_pairs()
 
     def _held_out_pairs(self) -> dict[str, float]:

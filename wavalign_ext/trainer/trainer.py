@@ -75,7 +75,6 @@ class WavAlignTrainer(PPOTrainerSync):
         node: Any = OmegaConf.to_container(config.wavalign, resolve=True)
         self.wav = WavAlignConfig.from_mapping(node)
         self.mixing = MixingController(self.wav.mixing, self.wav.reward.scale)
-        self.health = Health(self.wav.health, expects_scores=self.wav.uses_preference)
         self.saving = Saving(config.trainer)
         self.record = record(config)
         self.prompts: dict[str, tuple[int, int]] = {}  # of the step: uid → (row of the data, rollouts asked for)
@@ -84,6 +83,8 @@ class WavAlignTrainer(PPOTrainerSync):
         self.stoppable = True
         self.lam = 0.0
         self.keys = VerlKeys.of(config)
+        scored = self.wav.uses_preference and not self.keys.offline  # pairs of the data need no scores
+        self.health = Health(self.wav.health, expects_scores=scored)
         # An objective over pairs needs them before the update: its advantages are made of them.
         skips = self.wav.update.skip_old_log_probs and not self.wav.preference.paired
         self.skips_old_log_probs = skips and one_step_follows(self.keys)

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -22,16 +23,24 @@ guard = Guard(sys.argv[1])
 guard.take_signals()
 temp = leftovers.make_temp()
 guard.note(temp=temp)
-print(temp, flush=True)
+with open(sys.argv[2], "w") as told:
+    told.write(temp + "\\n")
 """
 
 
 def driver(run: Path, code: str) -> tuple[subprocess.Popen, Path]:
+    told = run / f"temp{len(list(run.iterdir()))}"
     process = subprocess.Popen(
-        [sys.executable, "-c", START + code, str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-c", START + code, str(run), str(told)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert process.stdout is not None
-    return process, Path(process.stdout.readline().strip())
+    ends = time.monotonic() + 60
+    while not told.is_file() or not told.read_text().endswith("\n"):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    return process, Path(told.read_text().strip())
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:
@@ -92,7 +101,8 @@ def test_what_a_killed_driver_left_is_removed_by_the_next(tmp_path: Path) -> Non
     process.kill(), process.wait()
     assert temp.exists()
     again, other = driver(tmp_path, "")
-    assert ended(again)[0] == 0 and not temp.exists() and clean(tmp_path, other)
+    assert ended(again) == (0, f"wavalign: removed what a run that was killed has left: {temp}")
+    assert not temp.exists() and clean(tmp_path, other)
 
 
 class Clock:
