@@ -93,9 +93,10 @@ class HeardRows:
         for file in files:
             self._check(file, where)
         counts = _runs(ids, self.layout)
+        stands = "codes" if facts.placeholder is None else f"placeholders {facts.placeholder}"
         if counts != [file.frames for file in files]:
             raise ConfigError(
-                f"{where}: the prompt has {counts} {facts.placeholder or 'codes'} for vectors of "
+                f"{where}: the prompt has {counts} {stands} for vectors of "
                 f"{[file.frames for file in files]} frames: run wavalign prepare again"
             )
 
