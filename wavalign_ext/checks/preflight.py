@@ -296,8 +296,9 @@ def _check_given(config: DictConfig) -> None:
 
 
 def _build_pocket(config: DictConfig) -> None:
-    """Build the embedded default and its two-stream model, unless they are there or nothing in the run uses them."""
+    """Build the embedded default and the models over it, unless they are there or nothing in the run uses them."""
     from wavalign_ext import pocket
+    from wavalign_ext.models.ears import pocket as ears
     from wavalign_ext.parallel import pocket as parallel
 
     folder = pocket.pocket_dir()
@@ -311,8 +312,9 @@ def _build_pocket(config: DictConfig) -> None:
         from wavalign_ext.data.pairs.targets import make_pocket_pairs
 
         make_pocket_pairs(folder / "data")
-    if any(str(path).startswith(str(parallel.folder())) for path in used):
-        _build_once(parallel.folder(), parallel.build)
+    for made in (parallel, ears):
+        if any(str(path).startswith(str(made.folder())) for path in used):
+            _build_once(made.folder(), made.build)
 
 
 def _build_once(folder: Path, build: Callable[[], Any]) -> None:

@@ -13,11 +13,13 @@ def register() -> None:
 
     ``${wavalign.pocket:PATH}`` is a path inside the embedded default's asset folder.
     ``${wavalign.pocket_parallel:PATH}`` is one inside the folder of the embedded two-stream model.
+    ``${wavalign.pocket_ears:PATH}`` is one inside the folder of the embedded model that hears.
     ``${wavalign.gpu_platform:}`` is verl's name for the accelerators of a run on GPUs.
     ``${wavalign.when:CONDITION,VALUE}`` is the value, a list or mapping, or null when the condition is false.
     """
     OmegaConf.register_new_resolver("wavalign.pocket", _pocket, replace=True)
     OmegaConf.register_new_resolver("wavalign.pocket_parallel", _pocket_parallel, replace=True)
+    OmegaConf.register_new_resolver("wavalign.pocket_ears", _pocket_ears, replace=True)
     OmegaConf.register_new_resolver("wavalign.gpu_platform", _gpu_platform, replace=True)
     OmegaConf.register_new_resolver("wavalign.when", _when, replace=True)
 
@@ -36,6 +38,12 @@ def _pocket_dir(cache: str | None) -> Path:
 
 def _pocket_parallel(inside: str) -> str:
     from wavalign_ext.parallel.pocket import folder
+
+    return str(folder() / inside)
+
+
+def _pocket_ears(inside: str) -> str:
+    from wavalign_ext.models.ears.pocket import folder
 
     return str(folder() / inside)
 
