@@ -50,12 +50,12 @@ def tuning() -> list[Job]:
     return [Job(name, "clean", TUNING_SEED, rate) for name in tuned for rate in LEARNING_RATES]
 
 
-def jobs(rates: dict[str, float], seeds: Iterable[int]) -> list[list[Job]]:
+def jobs(rates: dict[str, float], seeds: Iterable[int], conditions: Iterable[str]) -> list[list[Job]]:
     """Two rounds: those of the second take λ from the first. Seed by seed, so that an early stop leaves whole ones."""
     rounds: list[list[Job]] = [[], []]
     for seed in seeds:
         rounds[0].append(Job("start", "clean", seed, 0.0))
-        for condition in CONDITIONS:
+        for condition in conditions:
             for name in RECIPES if condition == "clean" else HARDER:
                 later = RECIPES[name].mean_of
                 rounds[later is not None].append(Job(name, condition, seed, rates[later or name]))
@@ -111,7 +111,8 @@ def best_rates(folder: Path) -> dict[str, float]:
     return {name: max(tried)[1] for name, tried in by_recipe.items()}
 
 
-def run_all(folder: Path, seeds: Iterable[int], processes: int) -> None:
+def run_all(folder: Path, seeds: list[int], conditions: list[str], rate: float | None, processes: int) -> None:
+    """Without a ``rate`` for all recipes, each has one tuned."""
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
@@ -121,8 +122,10 @@ def run_all(folder: Path, seeds: Iterable[int], processes: int) -> None:
             for _ in tqdm(made, what, total=len(part), unit="run"):
                 pass
 
-        all_of(tuning(), "tuning")
-        for number, part in enumerate(jobs(best_rates(folder), seeds), 1):
+        if rate is None:
+            all_of(tuning(), "tuning")
+        rates = best_rates(folder) if rate is None else dict.fromkeys(RECIPES, rate)
+        for number, part in enumerate(jobs(rates, seeds, conditions), 1):
             all_of(part, f"round {number}")
     store(folder)
 
@@ -149,10 +152,12 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=("all", "tables"), default="all", help="default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "study", help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
+    parser.add_argument("--rate", type=float, help="one learning rate for all recipes, in place of tuning each")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, each on one core (default 2)")
     arguments = parser.parse_args()
     if arguments.what == "all":
-        run_all(arguments.out, arguments.seeds, arguments.processes)
+        run_all(arguments.out, arguments.seeds, arguments.conditions, arguments.rate, arguments.processes)
     from evidence.study_tables import make
 
     make(RESULTS, ROOT / "docs")

@@ -151,7 +151,7 @@ def test_a_start_has_not_moved() -> None:
 
 def test_the_plan_leaves_nothing_out_and_takes_what_it_needs_from_the_first_round() -> None:
     rates = {name: 5e-4 for name, recipe in settings.RECIPES.items() if recipe.mean_of is None}
-    first, second = study.jobs(rates, settings.SEEDS)
+    first, second = study.jobs(rates, settings.SEEDS, settings.CONDITIONS)
     assert len({job.name for job in first + second}) == len(first) + len(second)
     clean = {job.recipe for job in first + second if job.condition == "clean" and job.seed == 1}
     assert clean == {"start", *settings.RECIPES}
