@@ -26,7 +26,7 @@ with initialize_config_module("verl.trainer.config", version_base=None):
     config = compose("ppo_trainer", ["+recipe=wavalign_example"])
     ours = compose("ppo_trainer", ["+recipe=wavalign"])
 wav = check_config(config)
-terms = {name: dict(term) for name, term in wav.reward.terms.items() if name != "asr_agreement"}
+terms = {name: dict(term) for name, term in wav.reward.terms.items()}
 print("RESULT", json.dumps({
     "layout": load_layout(wav.layout).name,
     "schedule": load_layout(wav.layout).schedule,
@@ -51,7 +51,7 @@ def test_a_recipe_of_another_package_composes() -> None:
     assert result == {
         "layout": "example",
         "schedule": [[2, 10]],
-        "weights": pytest.approx({"semantic": 0.7 / 0.9, "brevity": 0.2 / 0.9}),
+        "weights": pytest.approx({"semantic": 1 / 1.2, "manner": 0, "brevity": 0.2 / 1.2}),
         "codes": 64,
         "experiment": "example",
         "ours": "pocket",

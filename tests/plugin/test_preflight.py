@@ -254,6 +254,9 @@ def runs(pocket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     calls: dict[str, Any] = {override: partial(run_main, override) for override in REFUSED}
     calls |= {"broken": partial(run_main, PYTHONPATH=str(folder))}
     calls |= {"switched off": partial(run_main, VERL_USE_EXTERNAL_PLUGINS="none")}
+    # Of two runs in one folder one is refused for that.
+    places = [f"trainer.default_local_dir={folder / str(number)}" for number in range(len(calls))]
+    calls = {name: partial(call, place) for (name, call), place in zip(calls.items(), places, strict=True)}
     with two_at_once.started(calls) as found:
         yield found
 

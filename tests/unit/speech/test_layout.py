@@ -225,7 +225,7 @@ def test_padding_may_follow_the_end() -> None:
         ({"end": "<|im_end|>"}, "not eos or pad"),
         ({"type": "separate"}, "'separate' is not supported yet: use interleaved, parallel"),
         ({"type": "braided"}, "'braided' is not known: use interleaved, parallel"),
-        ({"user_speech": "continuous"}, "continuous and encoder belong together: give both or neither"),
+        ({"user_speech": "continuous"}, "continuous and encoder belong together"),
         ({"speech": None}, "speech is missing"),
         ({"speech": {"pattern": "<|audio|>", "count": 8}}, "pattern='<|audio|>'"),
         ({"speech": {"pattern": "<|audio_{}|>", "count": 0}}, "count=0"),
