@@ -4,14 +4,13 @@ Needs Chromium on the path, and playwright as the driver; skips and says so wher
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import synthetic_run as synthetic
+from browser import chromium
 
 from wavalign_ext.report import main
 
@@ -48,18 +47,8 @@ PLAY = """async (audio) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")]
-    path = next((name for name in found if name), None)
-    if path is None:
-        pytest.skip("no Chromium on the path: install the package chromium")
-    flags = ["--autoplay-policy=no-user-gesture-required"]
-    if os.geteuid() == 0:
-        flags.append("--no-sandbox")  # Chromium's sandbox refuses to run as root
-    with driver.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=flags)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
