@@ -4,17 +4,11 @@
 Voices, codecs, codes and rows are the pocket model's own.
 """
 
-import hashlib
-import json
-import os
 import random
-import shutil
-import time
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wavalign_ext.pocket import pocket_dir
+from wavalign_ext.models.pocket_variant import build_variant, variant_dir
 
 if TYPE_CHECKING:
     from wavalign_ext.pocket.warmstart import Example
@@ -35,35 +29,14 @@ SHAPE = {
 
 
 def folder() -> Path:
-    """The built model's folder, beside the pocket model's, named by that and by what makes this one."""
-    digest = hashlib.sha256(pocket_dir().name.encode())
-    for source in ("pocket", "warmstart", "tokenizer", "model", "config"):
-        digest.update(Path(__file__).with_name(f"{source}.py").read_bytes())
-    digest.update((resources.files("wavalign_recipes") / "layout" / f"{LAYOUT}.yaml").read_bytes())
-    return pocket_dir().with_name(f"pocket-parallel-{digest.hexdigest()[:12]}")
+    """The built model's folder."""
+    sources = ("pocket", "warmstart", "tokenizer", "model", "config")
+    return variant_dir("pocket-parallel", [Path(__file__).with_name(f"{name}.py") for name in sources], LAYOUT)
 
 
 def build() -> Path:
-    """The folder of the finished model, built now unless it is there; a second process waits for the first."""
-    from filelock import FileLock
-
-    from wavalign_ext.pocket.build import build as build_pocket
-
-    out, assets = folder(), build_pocket()
-    with FileLock(out.with_name(out.name + ".lock")):
-        if (out / "report.json").is_file():
-            return out
-        print(f"wavalign: building the two-stream model in {out} (once; about 4 minutes on 2 cores)", flush=True)
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        work = out.with_name(out.name + ".building")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        began = time.monotonic()
-        report = _build(assets, work)
-        report["seconds"] = round(time.monotonic() - began, 1)
-        (work / "report.json").write_text(json.dumps(report, indent=1))
-        os.replace(work, out)
-    return out
+    """The folder of the finished model, built now unless it is there."""
+    return build_variant(folder(), "the two-stream model (once; about 4 minutes on 2 cores)", _build)
 
 
 def _build(assets: Path, work: Path) -> dict[str, Any]:

@@ -4,19 +4,14 @@
 Voices, questions, the answers' codec, the split into rows, and what answers are the pocket model's own.
 """
 
-import hashlib
-import json
-import os
 import random
-import shutil
 import time
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wavalign_ext.models.names import PROJECTION
-from wavalign_ext.pocket import pocket_dir
+from wavalign_ext.models.pocket_variant import build_variant, variant_dir
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,38 +25,17 @@ CHECKED, TAUGHT = 160, ("warm", "rl")  # the encoder never hears the held-out vo
 
 
 def folder() -> Path:
-    """The built assets' folder, beside the pocket model's, named by that and by what makes this one."""
-    digest = hashlib.sha256(pocket_dir().name.encode())
+    """The built assets' folder."""
     here = Path(__file__).parent
-    for source in (here / "pocket.py", here / "encoder.py", here / "warmstart.py"):
-        digest.update(source.read_bytes())
-    for source in ("hearing_qwen2.py", "projectors.py"):
-        digest.update((here.parent / source).read_bytes())
-    digest.update((resources.files("wavalign_recipes") / "layout" / f"{LAYOUT}.yaml").read_bytes())
-    return pocket_dir().with_name(f"pocket-ears-{digest.hexdigest()[:12]}")
+    sources = [here / name for name in ("pocket.py", "encoder.py", "warmstart.py")]
+    sources += [here.parent / name for name in ("hearing_qwen2.py", "projectors.py")]
+    return variant_dir("pocket-ears", sources, LAYOUT)
 
 
 def build() -> Path:
-    """The folder of the finished model, built now unless it is there; a second process waits for the first."""
-    from filelock import FileLock
-
-    from wavalign_ext.pocket.build import build as build_pocket
-
-    out, assets = folder(), build_pocket()
-    with FileLock(out.with_name(out.name + ".lock")):
-        if (out / "report.json").is_file():
-            return out
-        print(f"wavalign: building the model that hears in {out} (once; some minutes on 2 cores)", flush=True)
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        work = out.with_name(out.name + ".building")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        began = time.monotonic()
-        report = _Builder(assets, work).build()
-        report["seconds"] = round(time.monotonic() - began, 1)
-        (work / "report.json").write_text(json.dumps(report, indent=1))
-        os.replace(work, out)
-    return out
+    """The folder of the finished model, built now unless it is there."""
+    what = "the model that hears (once; about 4 minutes on 2 cores)"
+    return build_variant(folder(), what, lambda assets, work: _Builder(assets, work).build())
 
 
 class _Builder:
