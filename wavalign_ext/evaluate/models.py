@@ -10,6 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from wavalign_ext.checkpoints.export import LAYOUT_FILE, STEP, export, find_checkpoint, run_config
+from wavalign_ext.checkpoints.record import model_print
+from wavalign_ext.checkpoints.whole import read_state
 from wavalign_ext.integration import resolvers
 
 
@@ -92,13 +94,26 @@ def _load(source: Path, voice: Voice | None, out: Path, codecs: Mapping[str, Any
 
 
 def _of_run(run: Path, out: Path) -> SpokenModel:
-    step = find_checkpoint(run).parent.name
+    checkpoint = find_checkpoint(run).parent
+    _check_origin(run, checkpoint)
+    step = checkpoint.name
     place = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:6]
     folder = out / "models" / f"{run.name}-{place}-{step.removeprefix(STEP)}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         export(run, folder)
     return SpokenModel(run.resolve().name, folder, voice_of_run(run))
+
+
+def _check_origin(run: Path, checkpoint: Path) -> None:
+    """Raises ValueError: the run's model path leads to another model today; its codec and rows are others as well."""
+    path = str(run_config(run).actor_rollout_ref.model.path)
+    trained = ((read_state(checkpoint) or {}).get("run") or {}).get("model")
+    if trained is not None and trained != model_print(path):
+        raise ValueError(
+            f"{str(run)!r} was trained from another model than {path!r} is today, and would be heard through another "
+            "codec: evaluate it with the version that trained it, or its exported folder with --codec and --set"
+        )
 
 
 def voice_of_run(run: Path) -> Voice:

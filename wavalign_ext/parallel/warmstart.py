@@ -15,8 +15,8 @@ START = WarmStart(learning_rate=1.5e-3, most_steps=900, first_check=240, text_we
 
 def loss(
     model: Any, batch: Sequence[Example], layout: ParallelLayout, settings: WarmStart, rng: random.Random
-) -> Tensor:
-    """Mean −log p of the drawn ids, a text token weighing ``text_weight``."""
+) -> tuple[Tensor, Tensor]:
+    """(sum of −log p of the drawn ids, a text token weighing ``text_weight``; sum of the weights)."""
     rows = [(_disturbed(example.prompt_ids, layout, settings.noise, rng), example.target_ids) for example in batch]
     width = max(len(prompt) + len(target) for prompt, target in rows)
     ids = torch.tensor(layout.padding * (width // 2)).repeat(len(rows), 1)
@@ -32,7 +32,7 @@ def loss(
         said = weight > 0
         losses = torch.nn.functional.cross_entropy(logits[stream][:, :-1][said], wanted[said] - first, reduction="none")
         total = total + (losses * weight[said]).sum()
-    return total / weights.sum()
+    return total, weights.sum()
 
 
 def _disturbed(prompt: list[int], layout: ParallelLayout, noise: float, rng: random.Random) -> list[int]:

@@ -1,7 +1,9 @@
 """The supervised start: a small Qwen2 taught to answer, and stopped while reinforcement still has work to do."""
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wavalign_ext.pocket.domain import FORMS, LIKED, is_right
 from wavalign_ext.speech.layout import ResolvedLayout
+
+PARTS = 2  # of a batch, one a thread: the model's matrices are too small for threads inside of an operation
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,11 @@ def train(
     layout: Any,
     settings: WarmStart,
     check: Callable[[Any], dict[str, float]],
-    loss_of: Callable[..., torch.Tensor] | None = None,
+    loss_of: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> list[dict[str, Any]]:
     """Teach ``model`` in place: cross-entropy on targets, text tokens weighing more; its average over steps is kept.
 
-    ``loss_of`` is another model's loss, called as :func:`_loss` is. ``check`` gives the share of right answers by kind.
+    ``loss_of`` is another model's loss, called as :func:`loss` is. ``check`` gives the share of right answers by kind.
     A kind is asked the more often the fewer answers are right, so that all kinds end about equally learnt. Returns what
     every check found.
     """
@@ -107,13 +111,15 @@ def train(
     )
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / settings.warm_up, total_iters=settings.warm_up)
     history: list[dict[str, Any]] = []
-    with tqdm(total=settings.most_steps, desc="warm start", unit="step") as progress:
+    progress = tqdm(total=settings.most_steps, desc="warm start", unit="step")
+    with progress, ThreadPoolExecutor(PARTS, initializer=_share_of_the_cores) as threads:
         while progress.n < settings.most_steps:
             model.train()
             for batch in _batches(examples, shares, settings, rng):
-                loss = (loss_of or _loss)(model, batch, layout, settings, rng)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                parts = [(batch[n::PARTS], random.Random(rng.random())) for n in range(PARTS)]
+                value = _set_gradients(
+                    model, [lambda p=p: (loss_of or loss)(model, p[0], layout, settings, p[1]) for p in parts], threads
+                )
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 warm_up.step()
@@ -124,7 +130,7 @@ def train(
             averaged: Any = average.module.eval()
             right = check(averaged)
             right_share = float(np.mean(list(right.values())))
-            history.append({"step": progress.n, "right": round(right_share, 3), "loss": round(loss.item(), 3), **right})
+            history.append({"step": progress.n, "right": round(right_share, 3), "loss": round(value, 3), **right})
             progress.set_postfix(right=f"{right_share:.2f}")
             if right_share >= settings.target:
                 break
@@ -134,14 +140,35 @@ def train(
     return history
 
 
+def _share_of_the_cores() -> None:
+    """Of one of :data:`PARTS` threads."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // PARTS))
+    torch.set_flush_denormal(True)  # holds for the calling thread only
+
+
+def _set_gradients(model: Any, losses: Sequence[Callable[[], Any]], threads: ThreadPoolExecutor) -> float:
+    """Gradients of the mean over all parts; returns that mean. Each of ``losses`` gives (sum, sum of weights)."""
+    parameters = list(model.parameters())
+
+    def of_a_part(loss_of: Callable[[], Any]) -> tuple[Any, float, float]:
+        total, weight = loss_of()
+        return torch.autograd.grad(total, parameters), total.item(), weight.item()
+
+    found = list(threads.map(of_a_part, losses))
+    weight = sum(part[2] for part in found)
+    for parameter, *gradients in zip(parameters, *(part[0] for part in found), strict=True):
+        parameter.grad = torch.stack(gradients).sum(0) / weight
+    return sum(part[1] for part in found) / weight
+
+
 @torch.no_grad()
 def sample(
     model: Qwen2ForCausalLM, prompts: Sequence[list[int]], layout: ResolvedLayout, *, temperature: float, top_p: float
 ) -> list[list[int]]:
-    """One sampled response per prompt, in order; 128 at a time."""
+    """One sampled response per prompt, in order; 192 at a time."""
     answers: list[list[int]] = []
-    for start in tqdm(range(0, len(prompts), 128), "sampled answers", disable=len(prompts) <= 256, unit="batch"):
-        chosen = prompts[start : start + 128]
+    for start in tqdm(range(0, len(prompts), 192), "sampled answers", disable=len(prompts) <= 256, unit="batch"):
+        chosen = prompts[start : start + 192]
         width = max(map(len, chosen))
         ids = torch.full((len(chosen), width), layout.pad_id or 0)
         mask = torch.zeros_like(ids)
@@ -221,9 +248,10 @@ def _batches(
     return batches
 
 
-def _loss(
+def loss(
     model: Qwen2ForCausalLM, batch: Sequence[Example], layout: ResolvedLayout, settings: WarmStart, rng: random.Random
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum of −log p of the targets' ids, a text token weighing ``text_weight``; sum of the weights)."""
     rows = [(_disturbed(example.prompt_ids, layout, settings.noise, rng), example.target_ids) for example in batch]
     width = max(len(prompt) + len(target) for prompt, target in rows)
     ids, wanted = torch.full((len(rows), width), layout.pad_id or 0), torch.zeros(len(rows), width, dtype=torch.bool)
@@ -234,7 +262,7 @@ def _loss(
     labels = ids[:, 1:][wanted[:, 1:]]
     losses = torch.nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][wanted[:, 1:]]), labels, reduction="none")
     weights = torch.where(layout.modality(labels) == 0, settings.text_weight, 1.0)
-    return (losses * weights).sum() / weights.sum()
+    return (losses * weights).sum(), weights.sum()
 
 
 def _disturbed(prompt: list[int], layout: ResolvedLayout, noise: float, rng: random.Random) -> list[int]:

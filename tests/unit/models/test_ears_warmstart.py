@@ -46,8 +46,9 @@ def test_the_loss_is_of_the_targets_alone(world: Path, layout: ResolvedLayout, m
             token = int(ids[0, place])
             w = 3.0 if int(layout.modality([token])) == 0 else 1.0
             total, weight = total - w * logp[place - 1, token], weight + w
-    found = loss(model, rows, layout, CLEAN, random.Random(0))
-    torch.testing.assert_close(found, total / weight, rtol=1e-5, atol=1e-6)
+    found, weights = loss(model, rows, layout, CLEAN, random.Random(0))
+    torch.testing.assert_close(found, total, rtol=1e-5, atol=1e-6)
+    assert float(weights) == weight
     found.backward()
     assert all(w.grad is not None and w.grad.any() for w in model.audio_projection.parameters())
 

@@ -48,7 +48,7 @@ class _Builder:
 
         self.assets, self.work = assets, work
         plain = load_layout(LAYOUT)
-        assert plain.encoder is not None
+        assert plain.encoder is not None and plain.encoder.placeholder is not None
         self.tokenizer = AutoTokenizer.from_pretrained(assets / "model")
         placeholder = AddedToken(plain.encoder.placeholder, special=True, normalized=False)
         self.tokenizer.add_tokens([placeholder], special_tokens=True)

@@ -24,8 +24,8 @@ class HeardExample(Example):
 
 def loss(
     model: Any, batch: Sequence[HeardExample], layout: ResolvedLayout, settings: WarmStart, rng: random.Random
-) -> Tensor:
-    """Mean −log p of the targets' ids, a text token weighing ``text_weight``."""
+) -> tuple[Tensor, Tensor]:
+    """(sum of −log p of the targets' ids, a text token weighing ``text_weight``; sum of the weights)."""
     rows = [(*_disturbed(example, layout, settings.noise, rng), example.target_ids) for example in batch]
     width = max(len(prompt) + len(target) for prompt, _, target in rows)
     ids, wanted = torch.full((len(rows), width), layout.pad_id or 0), torch.zeros(len(rows), width, dtype=torch.bool)
@@ -37,7 +37,7 @@ def loss(
     labels = ids[:, 1:][wanted[:, 1:]]
     losses = torch.nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][wanted[:, 1:]]), labels, reduction="none")
     weights = torch.where(layout.modality(labels) == 0, settings.text_weight, 1.0)
-    return (losses * weights).sum() / weights.sum()
+    return (losses * weights).sum(), weights.sum()
 
 
 def _disturbed(
@@ -49,4 +49,5 @@ def _disturbed(
     for _ in range(lost):
         prompt.remove(layout.user_speech_start)
     heard = example.heard[kept]
-    return prompt, heard + NOISE * torch.randn_like(heard)
+    noise_of_its_own = torch.Generator().manual_seed(rng.getrandbits(63))
+    return prompt, heard + NOISE * torch.randn(heard.shape, generator=noise_of_its_own)
