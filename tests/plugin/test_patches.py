@@ -88,6 +88,25 @@ import verl.workers.config
 from transformers import AutoConfig
 assert AutoConfig.for_model("hearing_qwen2").model_type == "hearing_qwen2"
 """,
+    "send_on_a_socket_of_its_own": """
+os.environ["RAY_RAYLET_PID"] = "77"
+import inspect
+from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
+made = inspect.getclosurevars(ServerAdapter.__init__).nonlocals["original"]  # verl's own
+assert made.__qualname__ == "ServerAdapter.__init__"
+given = type("Given", (ServerAdapter,), {})
+cell = next(c for c in ServerAdapter.__init__.__closure__ if c.cell_contents is made)
+cell.cell_contents = lambda self: setattr(self, "zmq_handle", "ipc:///tmp/rl-colocate-zmq-01000000-replica-0-rank-0.sock")
+assert given().zmq_handle == "ipc:///tmp/rl-colocate-zmq-77-01000000-replica-0-rank-0.sock"
+""",
+    "receive_on_a_socket_of_its_own": """
+os.environ["RAY_RAYLET_PID"] = "77"
+from types import SimpleNamespace
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+worker = SimpleNamespace(model_runner=None, local_rank=0)
+handle = vLLMColocateWorkerExtension._get_zmq_handle(worker)
+assert handle == "ipc:///tmp/rl-colocate-zmq-77-0-replica-0-rank-0.sock"
+""",
     "keep_cpu_weights": """
 import torch, vllm.model_executor.layers.utils as utils
 layer = torch.nn.Linear(64, 64, bias=False)

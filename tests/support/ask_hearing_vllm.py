@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def hearing_answers(folder: Path, prompts: list, out: Path) -> list:
@@ -19,6 +20,17 @@ def hearing_answers(folder: Path, prompts: list, out: Path) -> list:
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-6000:]
     return torch.load(out)
+
+
+def logps(model: Any, ids: list[int], heard: list[Any]) -> Any:
+    """Log-probs (N - 1,) of ids (N,) after the first, the placeholder left out of the distribution as vLLM does."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]), audio_features=torch.cat(heard) if heard else None).logits[0, :-1]
+    logits[:, model.config.audio_token_id] = -torch.inf
+    wanted = torch.tensor(ids[1:])[:, None]
+    return logits.log_softmax(-1).gather(-1, wanted)[:, 0]
 
 
 def main() -> None:

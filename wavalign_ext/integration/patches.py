@@ -7,8 +7,8 @@ imports would not do: importing verl's trainer pulls vLLM into vLLM's own worker
 weight synchronisation then hangs.
 
 Registrations use registries of verl and transformers; a patch stands only where verl 0.9.1 or vLLM 0.24.0 has no hook.
-All patches but one are for the CPU and act on ``VERL_PLATFORM=cpu`` alone; :func:`draw_pairs` acts on the logits of our
-two-stream model alone.
+All patches but two are for the CPU and act on ``VERL_PLATFORM=cpu`` alone; :func:`draw_pairs` acts on the logits of our
+two-stream model alone, and :func:`send_on_a_socket_of_its_own` and its other half name a socket.
 """
 
 import functools
@@ -113,6 +113,36 @@ def draw_pairs(module: ModuleType) -> None:
         return sample_pairs(original, self, logits, sampling_metadata, *args, **kwargs)
 
     module.Sampler.forward = forward
+
+
+# --- a patch of verl's weight transfer -----------------------------------------------------------------------------
+
+
+def _socket_of_this_run(handle: str) -> str:
+    """``handle`` with the process id of this node's raylet, which Ray tells all processes of one run on one node."""
+    return handle.replace("-zmq-", f"-zmq-{os.environ.get('RAY_RAYLET_PID', '')}-", 1)
+
+
+def send_on_a_socket_of_its_own(module: ModuleType) -> None:
+    """Weights go to this run's engine. verl tells runs apart by Ray's job id, which starts anew with every local Ray.
+
+    Two runs on one machine deleted each other's socket, and both waited for ever.
+    """
+    original = module.ServerAdapter.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.zmq_handle = _socket_of_this_run(self.zmq_handle)
+
+    module.ServerAdapter.__init__ = init
+
+
+def receive_on_a_socket_of_its_own(module: ModuleType) -> None:
+    """The other half of :func:`send_on_a_socket_of_its_own`, in vLLM's worker."""
+    worker = module.vLLMColocateWorkerExtension
+    original = worker._get_zmq_handle
+    worker._get_zmq_handle = functools.wraps(original)(lambda self: _socket_of_this_run(original(self)))
 
 
 # --- patches, on a CPU --------------------------------------------------------------------------------------------
@@ -230,6 +260,8 @@ ON_IMPORT: list[tuple[str, Action]] = [
     ("verl.trainer.ppo.v1.trainer_sync", register_trainer),
     ("transformers.models.auto.modeling_auto", register_two_streams),
     ("vllm.v1.sample.sampler", draw_pairs),
+    ("verl.workers.rollout.vllm_rollout.vllm_rollout", send_on_a_socket_of_its_own),
+    ("verl.workers.rollout.vllm_rollout.utils", receive_on_a_socket_of_its_own),
 ]
 
 ON_IMPORT_ON_CPU: list[tuple[str, Action]] = [

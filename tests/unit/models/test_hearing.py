@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from ask_hearing_vllm import hearing_answers
+from ask_hearing_vllm import hearing_answers, logps
 from ears_world import PLACEHOLDER, build, features
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,15 +46,6 @@ def rows(tokenizer: Any) -> list[tuple[list[int], list[torch.Tensor]]]:
         (prompt(tokenizer, *counts), [features(10 * row + n, count) for n, count in enumerate(counts)])
         for row, counts in enumerate(ROWS)
     ]
-
-
-def logps(model: Any, ids: list[int], heard: list[torch.Tensor]) -> torch.Tensor:
-    """Log-probs (N - 1,) of ids (N,) after the first, the placeholder left out of the distribution as vLLM does."""
-    with torch.no_grad():
-        logits = model(torch.tensor([ids]), audio_features=torch.cat(heard) if heard else None).logits[0, :-1]
-    logits[:, model.config.audio_token_id] = -torch.inf
-    wanted = torch.tensor(ids[1:])[:, None]
-    return logits.log_softmax(-1).gather(-1, wanted)[:, 0]
 
 
 def test_vllm_hears_what_transformers_hears(
