@@ -33,7 +33,7 @@ def overrides(run: Run, steps: int, folder: Path, val_files: list[Path], start: 
         "trainer.total_training_steps": steps,
         "trainer.test_freq": steps,
         "trainer.val_before_train": str(start).lower(),
-        "trainer.save_freq": -1,
+        "trainer.save_freq": steps,  # for wavalign evaluate and wavalign listen
         "trainer.logger": "[console,file]",
         "data.seed": run.seed,
         "actor_rollout_ref.rollout.seed": run.seed,

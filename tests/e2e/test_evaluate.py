@@ -1,15 +1,22 @@
 """``wavalign evaluate`` of a real run beside the model that it began with, and its page in a headless Chromium."""
 
+import base64
 import csv
+import io
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 from browser import chromium
 from jobs import SMALL, Job
 
 from wavalign_ext.cli import main
+from wavalign_ext.evaluate.models import load_models
+from wavalign_ext.listening.store import Store
+from wavalign_ext.listening.talk import Voice
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 QUESTIONS, SEEDS = 6, 2
@@ -76,6 +83,31 @@ def test_its_page_opens_without_a_complaint_and_plays(evaluation: Path) -> None:
             assert duration > 0.2 and time > 0 and error is None
         assert complaints == []
         assert [url for url in requests if not url.startswith(("data:", "file:"))] == []
+
+
+def test_a_listening_test_compares_real_answers(run: Path, tmp_path: Path) -> None:
+    command = ["listening-test", str(run), "--base", "--pairs", "4", "--out", str(tmp_path), "--results"]
+    assert main(command) == 0
+    pairs = [pair for pair in Store(tmp_path).pairs if not pair.check]
+    assert len(pairs) == 4 and Store(tmp_path).names == ("base", run.name)
+    for pair in pairs:
+        waves = [soundfile.read(tmp_path / str(name))[0] for name in (pair.audio_a, pair.audio_b, pair.question_audio)]
+        assert all(len(wave) > 1600 and abs(wave).max() > 0.01 for wave in waves)
+
+
+def test_talk_answers_a_recording_as_it_comes(run: Path, pocket: Path, tmp_path: Path) -> None:
+    (model,) = load_models([run], None, tmp_path)
+    told: list[dict[str, Any]] = []
+    with ExitStack() as engines:
+        voice = Voice(model, tmp_path, engines)
+        voice.answer(next((pocket / "audio" / "val").iterdir()).read_bytes(), told.append)
+        voice.answer(b"no recording", told.append)
+    *before, whole, refused = told
+    assert whole["done"] and "error" not in whole and whole["text"].startswith(before[0]["text"])
+    assert len(before) > 3 and sum("wav" in line for line in told) >= 2
+    wave, rate = soundfile.read(io.BytesIO(base64.b64decode(whole["wav"])))
+    assert rate == 16000 and len(wave) > rate // 4
+    assert refused["done"] and refused["error"]
 
 
 def test_a_run_of_another_model_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
