@@ -27,8 +27,9 @@ _ALONE = regex.compile(r"^[\s\"'“*(（]*([A-Za-z])(?:[\s\"'”*]*$|[.):：）,
 class Question:
     """What is asked, in sound where ``audio`` is (a path, a file's bytes, or what datasets' Audio holds), and ``text``.
 
-    ``references`` are right answers, any of which will do; of a choice, its letter. ``prompt`` holds the messages of a
-    row that ``wavalign prepare`` has encoded, ``features`` its feature files. ``answer_audio`` is a recording of a
+    ``references`` are right answers, any of which will do; of a choice, its letter. ``keywords`` are words that a right
+    answer has, ``graded`` texts with what each is worth to the reward term of that name. ``prompt`` holds the messages
+    of a row that ``wavalign prepare`` has encoded, ``features`` its feature files. ``answer_audio`` is a recording of a
     right answer, relative to the set's root as ``audio`` is.
     """
 
@@ -41,6 +42,7 @@ class Question:
     rubric: str = ""
     context: str = ""
     keywords: tuple[str, ...] = ()
+    graded: tuple[tuple[str, float], ...] = ()
     prompt: tuple[Mapping[str, Any], ...] = ()
     features: tuple[str, ...] = ()
     answer_audio: str | None = None
@@ -57,7 +59,8 @@ def chosen_letter(text: str) -> str | None:
 def right(question: Question, text: str, language: str = "en") -> float | None:
     """How right an answer's text is by the set's own rule, 0 to 1; None where only a judge can tell.
 
-    A choice: its letter. An answer: one of the references is in it, whole, in whatever words around. A repetition:
+    A choice: its letter. An answer: all of the keywords are in it where the question has some, otherwise one of the
+    references, whole, in whatever words around. A repetition:
     1 − word error rate, at least 0.
     """
     if question.task == OPEN or not question.references:
@@ -67,5 +70,7 @@ def right(question: Question, text: str, language: str = "en") -> float | None:
     if question.task == REPEAT:
         return max(0.0, 1.0 - min(word_error_rate(reference, text, language) for reference in question.references))
     said = readings(text, language)
+    if question.keywords:
+        return float(all(has_phrase(said, word, language) for word in question.keywords))
     wanted = [reference for reference in question.references if normalize_text(reference, language)]
     return float(any(has_phrase(said, reference, language) for reference in wanted)) if wanted else None

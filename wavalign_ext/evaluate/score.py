@@ -190,7 +190,13 @@ class Scorer:
             judge._key({"texts": {}, "recordings": {}, "has_speech": True}) for judge in self._judges(question)
         )
         told = [answer.question, answer.seed, answer.ids, question.references, question.task, self.language]
-        told += [sorted(self.absent), judged, self.model.voice.terms if self.mix else None]
+        told += [
+            question.keywords,
+            question.graded,
+            sorted(self.absent),
+            judged,
+            self.model.voice.terms if self.mix else None,
+        ]
         return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:24]
 
     def _judges(self, question: Question) -> list[Judge]:
@@ -217,6 +223,7 @@ class Scorer:
             truncated=not split.ended,
             layout_errors=tuple(split.errors),
             keywords=question.keywords,
+            graded=question.graded,
         ), split
 
     def _question_wave(self, question: Question, rate: int) -> np.ndarray | None:

@@ -19,6 +19,7 @@ from wavalign_ext.data.prepare.messages import SampleError, make_turns
 from wavalign_ext.data.prepare.shapes import as_ours
 from wavalign_ext.evaluate.questions import ANSWER, CHOICE, OPEN, REPEAT, RUBRIC_REFUSAL, TASKS, Question
 from wavalign_ext.evaluate.rows import Found, Row, RowError, id_of, json_rows, made, needed, rows, text_of, texts_of
+from wavalign_ext.rewards.answer import graded_of, keywords_of
 
 ROUNDS = "has several rounds: only questions of one round are asked"
 
@@ -123,7 +124,8 @@ def _prepared(source: Path) -> Found:
             text=info.get("question"),
             audio=info.get("question_audio"),
             references=(str(truth),) if truth else (),
-            keywords=tuple(map(str, info.get("keywords") or ())),
+            keywords=keywords_of(info.get("keywords")),
+            graded=graded_of(info.get("graded")),
             prompt=tuple(prompt),
             features=tuple(row.get("heard_features") or ()),
             answer_audio=info.get("answer_audio"),
@@ -163,7 +165,15 @@ def _own_question(where: str, row: Row) -> Question:
     answer = answer if isinstance(answer, str) else None
     context = asked[0].text if text != asked[0].text else ""
     return Question(
-        id_of(row, where), category, task, text, clips[0].source, references, context=context, answer_audio=answer
+        id_of(row, where),
+        category,
+        task,
+        text,
+        clips[0].source,
+        references,
+        context=context,
+        keywords=texts_of(row, "keywords"),
+        answer_audio=answer,
     )
 
 

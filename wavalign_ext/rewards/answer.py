@@ -1,6 +1,7 @@
 """What a reward term sees of one rollout."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -35,3 +36,13 @@ class SpokenAnswer:
     def has_speech(self) -> bool:
         """False without a waveform, and for one that is empty or all zeros."""
         return self.wave is not None and bool(np.any(self.wave))
+
+
+def keywords_of(column: Any) -> tuple[str, ...]:
+    """A row's list, as parquet and verl's queue hand it over: a list, an array, or None where other rows have some."""
+    return () if column is None else tuple(str(word) for word in column)
+
+
+def graded_of(column: Any) -> tuple[tuple[str, float], ...]:
+    """A row's list of {text, score}, likewise."""
+    return () if column is None else tuple((str(one["text"]), float(one["score"])) for one in column)

@@ -18,6 +18,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from wavalign_ext.config import WavAlignConfig
 from wavalign_ext.rewards import RewardResult, SpokenAnswer, build_terms
+from wavalign_ext.rewards.answer import graded_of, keywords_of
 from wavalign_ext.rewards.mix import attempt
 from wavalign_ext.rewards.models import ModelThread
 from wavalign_ext.rewards.routing import route_rewards
@@ -78,8 +79,8 @@ class SpokenRewardManager(RewardManagerBase):
             ended=split.ended,
             truncated=not split.ended,
             layout_errors=tuple(split.errors),
-            keywords=_keywords(info.get("keywords")),
-            graded=_graded(info.get("graded")),
+            keywords=keywords_of(info.get("keywords")),
+            graded=graded_of(info.get("graded")),
         )
 
     def _hear(self, answer: SpokenAnswer, info: Mapping[str, Any]) -> SpokenAnswer:
@@ -142,13 +143,3 @@ def _plain(value: Any) -> Any:
     """A number of numpy's as Python's, and None for one that is not finite: a mean would be lost over it."""
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _keywords(column: Any) -> tuple[str, ...]:
-    """A row's list, as parquet and verl's queue hand it over: a list, an array, or None where other rows have some."""
-    return () if column is None else tuple(str(word) for word in column)
-
-
-def _graded(column: Any) -> tuple[tuple[str, float], ...]:
-    """A row's list of {text, score}, likewise."""
-    return () if column is None else tuple((str(one["text"]), float(one["score"])) for one in column)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ def test_what_is_measured_in_another_way_is_not_taken_over(
     first = one.score({"1": Question("1", "all", "answer", references=("four",))}, answers)
     second = one.score({"1": Question("1", "all", "answer", references=("five",))}, answers)
     assert (first[0]["values"]["right"], second[0]["values"]["right"]) == (1.0, 0.0)
+
+
+def test_the_run_s_reward_sees_what_the_row_says(
+    model: SpokenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = {"semantic": {"type": "graded", "weight": 1}}
+    one = scorer(replace(model, voice=replace(model.voice, terms=terms)), tmp_path, monkeypatch)
+    answers = {("1", 0): Answer("1", 0, said(one, "four", [1, 2, 3, 4] * 6))}
+    graded = (("two plus two is four", 5.0), ("four", 3.0))
+    asked = Question("1", "all", "answer", references=("four",), keywords=("four",), graded=graded)
+    (row,) = one.score({"1": asked}, answers)
+    assert row["values"]["reward"] == row["values"]["score_semantic"] == 3.0 and row["reasons"] == {}
 
 
 @pytest.fixture

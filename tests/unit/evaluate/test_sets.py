@@ -232,3 +232,18 @@ def test_what_is_right(tmp_path: Path) -> None:
     assert right(ask("repeat", "say this again"), "say this now") == pytest.approx(2 / 3)
     assert right(ask("choice", "B"), "the answer is B") == 1 and right(ask("choice", "B"), "a or b") == 0
     assert right(ask("open", "anything"), "anything") is None
+    known = Question("1", "all", "answer", references=("it is cold in oslo",), keywords=("cold", "oslo"))
+    assert right(known, "in oslo it's cold") == 1 and right(known, "it is cold") == 0  # the row's own rule comes first
+
+
+def test_prepared_rows_keep_what_their_answers_are_worth(tmp_path: Path) -> None:
+    graded = [{"text": "the answer is oslo", "score": 5.0}, {"text": "oslo", "score": 3.0}]
+    info = {"question": "where", "question_audio": "q.wav", "keywords": ["oslo"], "graded": graded}
+    row = {"prompt": [{"role": "user", "content": "x"}], "ability": "capital", "extra_info": info}
+    rows = [row | {"reward_model": {"ground_truth": "oslo"}}, {"prompt": None, "extra_info": info}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "val.parquet")
+    found = read_set(tmp_path / "val.parquet")
+    (question,) = found.questions
+    assert question.keywords == ("oslo",) and question.references == ("oslo",) and question.category == "capital"
+    assert question.graded == (("the answer is oslo", 5.0), ("oslo", 3.0))
+    assert [row.where for row in found.broken] == ["val.parquet, row 2"]
