@@ -42,7 +42,8 @@ def test_both_streams_can_be_read_and_heard(job: Job) -> None:
     rows = job.rollouts(1)
     assert len(rows) == 8 * 4
     played = [row for row in rows if row.get("wav")]
-    assert played and all(row["text"] and row["question"] for row in played)
+    assert all(row["question"] for row in played)
+    assert sum(bool(row["text"]) for row in played) > len(played) / 2  # a sampled answer may say nothing
     wave, rate = soundfile.read(job.folder / "rollouts" / played[0]["wav"])
     assert rate == 16000 and abs(wave).max() > 0.01
     validation = (job.folder / "validation" / f"{STEPS}.jsonl").read_text().splitlines()
