@@ -59,7 +59,7 @@ def test_two_steps_and_what_is_exported(tmp_path: Path) -> None:
     layout: Any = load_layout("kimi_audio").resolve(AutoTokenizer.from_pretrained(model))
     for step in range(1, STEPS + 1):
         metrics = job.metrics[step]
-        assert metrics["training/rollout_probs_diff_max"] < 1e-5
+        assert metrics["training/rollout_probs_diff_mean"] < 1e-5  # as every twin
         assert metrics["wavalign/rows_anchor"] == PROMPTS and metrics["actor/grad_norm"] > 0
         assert metrics["actor/anchor_nll_text"] > 0 and metrics["actor/anchor_nll_speech"] > 0
         rollouts = job.rollouts(step)
