@@ -79,7 +79,11 @@ HSDP = "actor_rollout_ref.actor.fsdp_config.fsdp_size=1"  # each of two ranks ha
 
 @pytest.mark.parametrize(
     ("ranks", "micro", "sharding"),
-    [pytest.param(1, "dynamic60", (), marks=pytest.mark.slow), (2, "4", ()), (2, "4", (HSDP,))],
+    [
+        pytest.param(1, "dynamic60", (), marks=pytest.mark.slow),
+        (2, "4", ()),
+        pytest.param(2, "4", (HSDP,), marks=pytest.mark.slow),
+    ],
     ids=["one", "FSDP", "HSDP"],
 )
 def test_one_pass_gives_the_gradient_of_two(model: Path, ranks: int, micro: str, sharding: tuple[str, ...]) -> None:
