@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from jobs import SMALL, Job
+from jobs import SMALL, Job, resume_from
 
 pytestmark = pytest.mark.e2e
 STEPS, RESUMED_AFTER = 2, 1
@@ -34,8 +34,7 @@ def test_pairs_of_the_data_train(job: Job) -> None:
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_same_pairs_and_reference(job: Job, tmp_path: Path) -> None:
     """The reference is the model that the first run began with, read from its cache, and not the resumed weights."""
-    where = [f"trainer.resume_from_path={job.folder / f'global_step_{RESUMED_AFTER}'}"]
-    resumed = start(tmp_path / "resumed", *where, "trainer.resume_mode=resume_path", "trainer.save_freq=-1")
+    resumed = start(tmp_path / "resumed", *resume_from(job.folder / f"global_step_{RESUMED_AFTER}"))
     assert "the reference policy scores 0 answers" in resumed.output
     assert sorted(resumed.metrics) == [STEPS]
     after, whole = resumed.metrics[STEPS], job.metrics[STEPS]

@@ -4,6 +4,7 @@ pytest has this folder on its path: ``from jobs import SMALL, Job``.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -86,6 +87,22 @@ class Job:
 
     def rollouts(self, step: int) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "rollouts" / f"{step}.jsonl").read_text().splitlines()]
+
+
+def resume_from(checkpoint: Path) -> list[str]:
+    """Overrides of a job that goes on from a folder global_step_N of another run."""
+    return [f"trainer.resume_from_path={checkpoint}", "trainer.resume_mode=resume_path", "trainer.save_freq=-1"]
+
+
+def assert_same_step(resumed: Job, whole: Job, step: int) -> None:
+    """``step``, the resumed run's only one, is that of the run that did not stop: its answers, λ and loss."""
+    assert sorted(resumed.metrics) == [step]
+    answers = [sorted(row["speech_codes"] + row["text"] for row in run.rollouts(step)) for run in (resumed, whole)]
+    assert answers[0] == answers[1]
+    after, before = resumed.metrics[step], whole.metrics[step]
+    assert math.isclose(after["wavalign/lambda"], before["wavalign/lambda"], rel_tol=1e-9)
+    # The policy's part is a sum of terms that cancel, in the order in which the rollouts came: fp32 leaves 1e-7 of it.
+    assert math.isclose(after["actor/total_loss"], before["actor/total_loss"], rel_tol=1e-6, abs_tol=1e-7)
 
 
 def _memory_gb(pid: int) -> float:
