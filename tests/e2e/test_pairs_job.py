@@ -12,8 +12,8 @@ RATE = ["actor_rollout_ref.actor.optim.lr=1e-4", "actor_rollout_ref.actor.optim.
 
 
 def start(folder: Path, *overrides: str) -> Job:
-    more = [f"trainer.total_training_steps={STEPS}", f"trainer.test_freq={STEPS}", *RATE, *overrides]
-    return Job(folder, "+recipe=dpo_text_anchor", *SMALL[1:], *more).succeed()
+    steps = [f"trainer.total_training_steps={STEPS}", f"trainer.test_freq={STEPS}", "trainer.val_before_train=false"]
+    return Job(folder, "+recipe=dpo_text_anchor", *SMALL[1:], *steps, *RATE, *overrides).succeed()
 
 
 @pytest.fixture(scope="module")
