@@ -1,6 +1,7 @@
 """The supervised start, on a model and a vocabulary small enough for seconds."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,18 @@ import torch
 
 from wavalign_ext.pocket.domain import FORMS, LIKED, items, questions
 from wavalign_ext.pocket.tokens import build_tokenizer
-from wavalign_ext.pocket.warmstart import Example, WarmStart, _batches, _disturbed, accuracy, new_model, sample, train
+from wavalign_ext.pocket.warmstart import (
+    Example,
+    WarmStart,
+    _batches,
+    _disturbed,
+    _set_gradients,
+    accuracy,
+    loss,
+    new_model,
+    sample,
+    train,
+)
 from wavalign_ext.speech.layout import load_layout
 
 WORDS = [form.format(item.word) for item in items() for form in FORMS.values()]
@@ -47,6 +59,19 @@ def test_it_learns_two_answers_then_stops_and_does_the_same_again() -> None:
     assert [h["right"] for h in history[:-1]] == [h["right"] for h in history if h["right"] < SMALL.target]
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
+
+
+def test_parts_of_a_batch_have_the_whole_batch_s_gradient() -> None:
+    """Of the mean over all tokens, not of the means of the parts."""
+    batch = [*EXAMPLES, example("day", "monday", "bare", 5)]
+    model = new_model(len(TOKENIZER), LAYOUT, SMALL)
+    total, weight = loss(model, batch, LAYOUT, SMALL, random.Random(0))
+    expected = torch.autograd.grad(total / weight, list(model.parameters()))
+    parts = [lambda p=p: loss(model, p, LAYOUT, SMALL, random.Random(0)) for p in (batch[:2], batch[2:])]
+    with ThreadPoolExecutor(2) as threads:
+        assert _set_gradients(model, parts, threads) == pytest.approx(float(total / weight), rel=1e-6)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_it_gives_up_after_the_most_steps() -> None:
