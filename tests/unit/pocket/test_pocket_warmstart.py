@@ -69,7 +69,7 @@ def test_parts_of_a_batch_have_the_whole_batch_s_gradient() -> None:
     expected = torch.autograd.grad(total / weight, list(model.parameters()))
     parts = [lambda p=p: loss(model, p, LAYOUT, SMALL, random.Random(0)) for p in (batch[:2], batch[2:])]
     with ThreadPoolExecutor(2) as threads:
-        assert _set_gradients(model, parts, threads) == pytest.approx(float(total / weight), rel=1e-6)
+        assert _set_gradients(model, parts, threads) == pytest.approx((total / weight).item(), rel=1e-6)
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
 
