@@ -35,6 +35,7 @@ def overrides(run: Run, steps: int, folder: Path, val_files: list[Path], start: 
         "trainer.val_before_train": str(start).lower(),
         "trainer.save_freq": steps,  # for wavalign evaluate and wavalign listen
         "trainer.logger": "[console,file]",
+        "trainer.resume_mode": "disable",  # a run that was stopped begins anew: its metrics are gone
         "data.seed": run.seed,
         "actor_rollout_ref.rollout.seed": run.seed,
         "data.val_files": f"[{','.join(map(str, val_files))}]",

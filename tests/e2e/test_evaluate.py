@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 import soundfile
 from browser import chromium
 from jobs import SMALL, Job
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
+from wavalign_ext.checkpoints.export import run_config
 from wavalign_ext.cli import main
 from wavalign_ext.evaluate.models import load_models
 from wavalign_ext.listening.store import Store
@@ -112,11 +116,16 @@ def test_talk_answers_a_recording_as_it_comes(run: Path, pocket: Path, tmp_path:
 
 def test_a_run_of_another_model_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Assets that were built anew lie where the run's path leads: it would be heard through another codec."""
-    told = run / "global_step_2" / "wavalign.json"
-    state = json.loads(told.read_text())
-    told.write_text(json.dumps(state | {"run": state["run"] | {"model": "0123456789abcdef"}}))
-    try:
-        assert _evaluate(run, tmp_path) == 2
-    finally:
-        told.write_text(json.dumps(state))
-    assert "was trained from another model" in capsys.readouterr().err
+    model = shutil.copytree(Path(run_config(run).actor_rollout_ref.model.path), tmp_path / "anew")
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= 1.001  # as large a file
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    other = shutil.copytree(run, tmp_path / "run")
+    recorded = OmegaConf.load(other / "hydra" / "config.yaml")
+    recorded.actor_rollout_ref.model.path = str(model)
+    OmegaConf.save(recorded, other / "hydra" / "config.yaml")
+    assert _evaluate(other, tmp_path / "out") == 2
+    assert "began with another model" in capsys.readouterr().err
+    shutil.rmtree(model)  # without a base, where the run began need not be there
+    assert _evaluate(other, tmp_path / "out") == 2
+    assert "leave it out" in capsys.readouterr().err

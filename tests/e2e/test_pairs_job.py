@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from jobs import SMALL, Job, resume_from
+from jobs import SIZE, Job, resume_from
 
 pytestmark = pytest.mark.e2e
 STEPS, RESUMED_AFTER = 2, 1
@@ -13,7 +13,7 @@ RATE = ["actor_rollout_ref.actor.optim.lr=1e-4", "actor_rollout_ref.actor.optim.
 
 def start(folder: Path, *overrides: str) -> Job:
     steps = [f"trainer.total_training_steps={STEPS}", f"trainer.test_freq={STEPS}", "trainer.val_before_train=false"]
-    return Job(folder, "+recipe=dpo_text_anchor", *SMALL[1:], *steps, *RATE, *overrides).succeed()
+    return Job(folder, "+recipe=dpo_text_anchor", *SIZE, *steps, *RATE, *overrides).succeed()
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,24 @@ if removed == "alias_vllm_distribution":
 import verl
 """
 
+# Both ends by verl's own code: they meet, and in a name of this run.
+SOCKETS = """
+import ray
+from types import SimpleNamespace
+from verl.workers.rollout.vllm_rollout import vllm_rollout
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+os.environ.update(TMPDIR="/tmp/wavalign-x1", RANK="0", RAY_LOCAL_WORLD_SIZE="1")
+os.environ.update(VERL_RAY_JOB_ID="01000000", VERL_REPLICA_RANK="0")
+ray.get_runtime_context = lambda: SimpleNamespace(get_job_id=lambda: "01000000")
+vllm_rollout.BaseRollout.__init__ = lambda self, config, *_: setattr(self, "config", config)
+sizes = dict(tensor_model_parallel_size=1, data_parallel_size=1, pipeline_model_parallel_size=1)
+settings = SimpleNamespace(layered_summon=False, **sizes)
+adapter = vllm_rollout.ServerAdapter(settings, None, None)
+worker = SimpleNamespace(model_runner=None, local_rank=0)
+assert adapter.zmq_handle == vLLMColocateWorkerExtension._get_zmq_handle(worker)
+assert "-zmq-wavalign-x1-01000000-" in adapter.zmq_handle
+"""
+
 PROBES = {
     "register_platform": """
 from verl.plugin.platform import get_platform
@@ -88,25 +106,8 @@ import verl.workers.config
 from transformers import AutoConfig
 assert AutoConfig.for_model("hearing_qwen2").model_type == "hearing_qwen2"
 """,
-    "send_on_a_socket_of_its_own": """
-os.environ["RAY_RAYLET_PID"] = "77"
-import inspect
-from verl.workers.rollout.vllm_rollout.vllm_rollout import ServerAdapter
-made = inspect.getclosurevars(ServerAdapter.__init__).nonlocals["original"]  # verl's own
-assert made.__qualname__ == "ServerAdapter.__init__"
-given = type("Given", (ServerAdapter,), {})
-cell = next(c for c in ServerAdapter.__init__.__closure__ if c.cell_contents is made)
-cell.cell_contents = lambda self: setattr(self, "zmq_handle", "ipc:///tmp/rl-colocate-zmq-01000000-replica-0-rank-0.sock")
-assert given().zmq_handle == "ipc:///tmp/rl-colocate-zmq-77-01000000-replica-0-rank-0.sock"
-""",
-    "receive_on_a_socket_of_its_own": """
-os.environ["RAY_RAYLET_PID"] = "77"
-from types import SimpleNamespace
-from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
-worker = SimpleNamespace(model_runner=None, local_rank=0)
-handle = vLLMColocateWorkerExtension._get_zmq_handle(worker)
-assert handle == "ipc:///tmp/rl-colocate-zmq-77-0-replica-0-rank-0.sock"
-""",
+    "send_on_a_socket_of_its_own": SOCKETS,
+    "receive_on_a_socket_of_its_own": SOCKETS,
     "keep_cpu_weights": """
 import torch, vllm.model_executor.layers.utils as utils
 layer = torch.nn.Linear(64, 64, bias=False)

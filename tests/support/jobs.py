@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).parent
-SMALL = ["+recipe=wavalign", "data.train_batch_size=8", "data.val_max_samples=8"]
+SIZE = ["data.train_batch_size=8", "data.val_max_samples=8"]
+SMALL = ["+recipe=wavalign", *SIZE]
 
 
 class Job:

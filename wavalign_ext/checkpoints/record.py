@@ -70,13 +70,13 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> li
 
 
 def model_print(path: str) -> str:
-    """A fingerprint of a model's folder, which may have moved: its configuration, names and sizes of its weights."""
+    """A fingerprint of a model's folder, which may have moved: its configuration; names, sizes and edges of weights."""
     folder = Path(path)
     if not (folder / "config.json").is_file():
         return str(path)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
-        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        digest.update(f"{file.name}:".encode() + _edges(file))
     return digest.hexdigest()[:16]
 
 
@@ -88,13 +88,17 @@ def data_print(files: list[str]) -> list[str]:
         if not path.is_file():
             found.append(str(name))
             continue
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            digest = hashlib.sha256(f"{size}".encode() + file.read(EDGE))
-            file.seek(max(0, size - EDGE))
-            digest.update(file.read(EDGE))
-        found.append(digest.hexdigest()[:16])
+        found.append(hashlib.sha256(_edges(path)).hexdigest()[:16])
     return found
+
+
+def _edges(path: Path) -> bytes:
+    """Size, beginning and end."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        first = file.read(EDGE)
+        file.seek(max(0, size - EDGE))
+        return str(size).encode() + first + file.read(EDGE)
 
 
 def _layout(node: Any) -> Any:

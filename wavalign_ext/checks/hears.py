@@ -133,6 +133,7 @@ def read_rows(path: Path, root: Path, tokenizer: Any, most: int | None = None) -
     """
     import pandas
 
+    from wavalign_ext.rewards.answer import keywords_of
     from wavalign_ext.speech.chat import prompt_ids
     from wavalign_ext.speech.heard import HEARD_FEATURES, load_features
 
@@ -144,7 +145,7 @@ def read_rows(path: Path, root: Path, tokenizer: Any, most: int | None = None) -
             prompt_ids(tokenizer, list(row["prompt"])),
             load_features(list(row[HEARD_FEATURES]), str(root)),
             row["target_text"].strip(),
-            tuple(row["extra_info"].get("keywords", ())),
+            keywords_of(row["extra_info"].get("keywords")),
         )
         for row in table.head(most or len(table)).to_dict("records")
         if row[HEARD_FEATURES] is not None and len(row[HEARD_FEATURES])

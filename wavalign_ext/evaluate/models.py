@@ -71,6 +71,7 @@ def load_models(
     Raises:
         ValueError: no run and no folder, one without a checkpoint, or without a codec.
     """
+    resolvers.register()
     runs = [source for source in sources if (source / "hydra").is_dir()]
     voice = voice_of_run(runs[0]) if runs else None
     codecs = {"codec": codec, "input_codec": input_codec}
@@ -82,6 +83,8 @@ def load_models(
     if voice is None:
         raise ValueError("--base without a folder is the model that a run began with: give a run, or --base FOLDER")
     began = Path(run_config(runs[0]).actor_rollout_ref.model.path)
+    if not (began / "config.json").is_file():
+        raise ValueError(f"--base: the model that {str(runs[0])!r} began with is not in {str(began)!r}: leave it out")
     return _named([SpokenModel("base", began, voice), *found])
 
 
@@ -106,13 +109,14 @@ def _of_run(run: Path, out: Path) -> SpokenModel:
 
 
 def _check_origin(run: Path, checkpoint: Path) -> None:
-    """Raises ValueError: the run's model path leads to another model today; its codec and rows are others as well."""
+    """Raises ValueError: another model lies today where the run began: built anew, and perhaps its codec with it."""
     path = str(run_config(run).actor_rollout_ref.model.path)
     trained = ((read_state(checkpoint) or {}).get("run") or {}).get("model")
-    if trained is not None and trained != model_print(path):
+    there = (Path(path) / "config.json").is_file()
+    if trained is not None and there and trained != model_print(path):
         raise ValueError(
-            f"{str(run)!r} was trained from another model than {path!r} is today, and would be heard through another "
-            "codec: evaluate it with the version that trained it, or its exported folder with --codec and --set"
+            f"{str(run)!r} began with another model than {path!r} is today; its base, and perhaps its codec and rows, "
+            "are gone: evaluate it with the version that trained it, or its exported folder with --codec and --set"
         )
 
 
@@ -122,7 +126,6 @@ def voice_of_run(run: Path) -> Voice:
     Raises:
         ValueError: the record is not there, or names what this machine does not have.
     """
-    resolvers.register()
     config = run_config(run)
     wav, rollout, data = config.wavalign, config.actor_rollout_ref.rollout, config.data
     held = config.actor_rollout_ref.rollout.val_kwargs

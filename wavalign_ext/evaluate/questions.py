@@ -60,17 +60,17 @@ def right(question: Question, text: str, language: str = "en") -> float | None:
     """How right an answer's text is by the set's own rule, 0 to 1; None where only a judge can tell.
 
     A choice: its letter. An answer: all of the keywords are in it where the question has some, otherwise one of the
-    references, whole, in whatever words around. A repetition:
-    1 − word error rate, at least 0.
+    references, whole, in whatever words around. A repetition: 1 − word error rate, at least 0.
     """
-    if question.task == OPEN or not question.references:
+    if question.task == OPEN or not (question.references or question.keywords):
         return None
+    if question.task == ANSWER and question.keywords:
+        said = readings(text, language)
+        return float(all(has_phrase(said, word, language) for word in question.keywords))
     if question.task == CHOICE:
         return float(chosen_letter(text) == question.references[0].strip().upper()[:1])
     if question.task == REPEAT:
         return max(0.0, 1.0 - min(word_error_rate(reference, text, language) for reference in question.references))
     said = readings(text, language)
-    if question.keywords:
-        return float(all(has_phrase(said, word, language) for word in question.keywords))
     wanted = [reference for reference in question.references if normalize_text(reference, language)]
     return float(any(has_phrase(said, reference, language) for reference in wanted)) if wanted else None

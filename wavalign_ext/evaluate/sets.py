@@ -120,7 +120,7 @@ def _prepared(source: Path) -> Found:
         yield Question(
             id=f"row {number}",
             category=str(row.get("ability") or row.get("data_source") or source.stem),
-            task=ANSWER if truth else OPEN,
+            task=ANSWER if truth or info.get("keywords") else OPEN,
             text=info.get("question"),
             audio=info.get("question_audio"),
             references=(str(truth),) if truth else (),
@@ -157,7 +157,8 @@ def _own_question(where: str, row: Row) -> Question:
     text = text_of(row, "question_text", "question", "prompt", "source_text") or asked[0].text or None
     choice = text_of(row, "choice")
     references = (choice,) if choice else texts_of(row, "references", "reference", "target_text", "answer")
-    task = text_of(row, "task") or (CHOICE if choice else ANSWER if references else OPEN)
+    keywords = texts_of(row, "keywords")
+    task = text_of(row, "task") or (CHOICE if choice else ANSWER if references or keywords else OPEN)
     if task not in TASKS:
         raise RowError(f"task={task!r} is not known: one of {', '.join(TASKS)}")
     category = text_of(row, "category", "task_type", "data_source") or "all"
@@ -172,7 +173,7 @@ def _own_question(where: str, row: Row) -> Question:
         clips[0].source,
         references,
         context=context,
-        keywords=texts_of(row, "keywords"),
+        keywords=keywords,
         answer_audio=answer,
     )
 

@@ -1,4 +1,4 @@
-"""What a run leaves outside its folder, and its removal: a temp folder of its own, shared memory, Ray's sockets.
+"""What a run leaves outside its folder, and its removal: a temp folder of its own, shared memory, sockets.
 
 vLLM's sockets and verl's lock files go into the temp folder, which workers are given as TMPDIR. Segments of shared
 memory have random names, so they are noted while they are in use. Ray's logs stay: a failed run is read from them.
@@ -16,6 +16,7 @@ import psutil
 from wavalign_ext.integration.processes import shared_memory
 
 PREFIX = "wavalign-"
+SOCKET = "rl-colocate-zmq-"  # of the weights, in /tmp whatever TMPDIR says: patches.py
 
 
 def make_temp() -> str:
@@ -38,6 +39,9 @@ def clean(owner: Mapping[str, Any]) -> list[str]:
     if (temp := owner.get("temp")) and Path(temp).name.startswith(PREFIX) and _mine(temp):
         shutil.rmtree(temp, ignore_errors=True)
         gone.append(temp)
+        for socket in Path("/tmp").glob(f"{SOCKET}{Path(temp).name}-*.sock"):
+            socket.unlink(missing_ok=True)
+            gone.append(str(socket))
     if (session := owner.get("session")) and Path(session).name.startswith("session_") and _mine(session):
         sockets = Path(session) / "sockets"
         if sockets.is_dir():

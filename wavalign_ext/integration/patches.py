@@ -7,8 +7,8 @@ imports would not do: importing verl's trainer pulls vLLM into vLLM's own worker
 weight synchronisation then hangs.
 
 Registrations use registries of verl and transformers; a patch stands only where verl 0.9.1 or vLLM 0.24.0 has no hook.
-All patches but two are for the CPU and act on ``VERL_PLATFORM=cpu`` alone; :func:`draw_pairs` acts on the logits of our
-two-stream model alone, and :func:`send_on_a_socket_of_its_own` and its other half name a socket.
+All patches but three are for the CPU and act on ``VERL_PLATFORM=cpu`` alone; :func:`draw_pairs` acts on the logits of
+our two-stream model alone, and :func:`send_on_a_socket_of_its_own` and its other half name a socket.
 """
 
 import functools
@@ -119,8 +119,17 @@ def draw_pairs(module: ModuleType) -> None:
 
 
 def _socket_of_this_run(handle: str) -> str:
-    """``handle`` with the process id of this node's raylet, which Ray tells all processes of one run on one node."""
-    return handle.replace("-zmq-", f"-zmq-{os.environ.get('RAY_RAYLET_PID', '')}-", 1)
+    """``handle`` with the name of the run's temp folder (``run.give_temp``), else the id of this node's raylet.
+
+    Both reach every worker of a run as environment variables, and vLLM's own processes through their parents.
+    """
+    from wavalign_ext.integration.leftovers import PREFIX, SOCKET
+
+    if SOCKET not in handle:
+        raise PatchError(f"wavalign: verl's socket {handle!r} has another name than *{SOCKET}*")
+    temp = os.path.basename(os.environ.get("TMPDIR", ""))
+    run = temp if temp.startswith(PREFIX) else os.environ.get("RAY_RAYLET_PID", "")
+    return handle.replace(SOCKET, f"{SOCKET}{run}-", 1)
 
 
 def send_on_a_socket_of_its_own(module: ModuleType) -> None:

@@ -12,6 +12,7 @@ from wavalign_ext.models.pocket_variant import build_variant, variant_dir
 def pocket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The pocket model's build, which is there already."""
     monkeypatch.setenv("WAVALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which the build sets where it is not
     (tmp_path / "cache").mkdir()
     monkeypatch.setattr("wavalign_ext.pocket.build.build", lambda: tmp_path / "pocket")
     return tmp_path / "pocket"
