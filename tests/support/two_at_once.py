@@ -1,5 +1,6 @@
 """Subprocesses of a module's tests, two at a time: most of their time is one thread that imports."""
 
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +28,12 @@ def started(calls: dict[str, Callable[[], Any]]) -> Iterator[dict[str, Future[An
 
 
 def run(command: list[str], timeout: float, **more: Any) -> subprocess.CompletedProcess[str]:
-    """``subprocess.run`` with its output as text. Threads start processes one after the other: at once, some fail."""
+    """``subprocess.run`` with its output as text, with a copy of the environment.
+
+    pytest writes the running test's name to the environment, which a process that starts in a thread just then would
+    read while it moves ("Bad address"). The copy is made in one call, so that nothing changes it halfway.
+    """
+    more.setdefault("env", os.environ._data.copy())  # type: ignore[attr-defined]
     with _STARTING:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
     with process:
