@@ -29,7 +29,7 @@ SCHEMA = pyarrow.schema(
                 "question": pyarrow.string(),
                 "question_audio": pyarrow.string(),
                 "answer_audio": pyarrow.string(),
-                "keywords": pyarrow.list_(pyarrow.string()),  # what the reward term semantic looks for
+                "keywords": pyarrow.list_(pyarrow.string()),  # words that a right answer has
             }
         ),
     }
