@@ -43,7 +43,7 @@ def build(out: Path | None = None, force: bool = False) -> Path:
             shutil.rmtree(work, ignore_errors=True)
         if (out / "report.json").is_file():
             return out
-        print(f"wavalign: building the pocket model in {out} (once; about 3 minutes on 2 cores)", flush=True)
+        print(f"wavalign: building the pocket model in {out} (once; 3 to 5 minutes on 2 cores)", flush=True)
         # Read when torch is first imported: threads that spin while they wait make a shared machine ten times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         work.mkdir(exist_ok=True)
@@ -114,13 +114,13 @@ class _Builder:
 
     def _round_trips(self, waves: dict[str, np.ndarray]) -> dict[str, Any]:
         """Whisper's word error rate of sentences recorded and decoded, and the milliseconds of one decoding."""
-        from wavalign_ext.pocket.fit import round_trip_wer
+        from wavalign_ext.pocket.fit import ROUND_TRIPS, round_trip_wer
         from wavalign_ext.speech.asr import load_recognizer
         from wavalign_ext.speech.codecs import load_codec
 
         numbers: dict[str, Any] = {"utterances": len(waves)}
-        # One thread: two wait for each other as soon as anything else wants a core.
-        recognizer = load_recognizer({"type": "whisper", "threads": 1})
+        # One thread for each: two of one call wait for each other as soon as anything else wants a core.
+        recognizer = load_recognizer({"type": "whisper", "threads": 1, "workers": ROUND_TRIPS})
         texts = [FORMS[LIKED].format(word) for word in waves]
         for label, folder in (("recorded", None), ("round_trip", "codec"), ("round_trip_unseen", "codec_of_others")):
             codec = load_codec({"type": "mel_vq", "path": self.work / folder}) if folder else None

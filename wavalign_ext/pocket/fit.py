@@ -1,6 +1,7 @@
 """Fitting the two codebooks by k-means, and measuring what the answer codec costs in understood words."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from wavalign_ext.speech.codecs.base import SpeechCodec
 from wavalign_ext.speech.codecs.fitted import MelVQ, Units, save_codebook
 
 MOST_FRAMES, ROUNDS = 30_000, 15
+ROUND_TRIPS = 2  # at once
 
 
 def fit_units(waves: Sequence[np.ndarray], folder: Path, seed: int, units: int = HEARD_UNITS) -> None:
@@ -50,11 +52,11 @@ def round_trip_wer(
     codec: SpeechCodec | None, waves: Sequence[np.ndarray], texts: Sequence[str], recognizer: Recognizer
 ) -> float:
     """Mean word error rate of ``waves`` after encode and decode; of the recordings themselves without a codec."""
-    errors = []
-    for text, wave in zip(tqdm(texts, "round trip", unit="utt"), waves, strict=True):
-        heard = wave if codec is None else codec.decode(codec.encode(wave))
-        errors.append(word_error_rate(text, recognizer.transcribe(heard, SAMPLE_RATE)))
-    return float(np.mean(errors))
+    given = [wave if codec is None else codec.decode(codec.encode(wave)) for wave in waves]
+    with ThreadPoolExecutor(ROUND_TRIPS) as threads:
+        heard = threads.map(lambda wave: recognizer.transcribe(wave, SAMPLE_RATE), given)
+        pairs = zip(texts, tqdm(heard, "round trip", len(texts), unit="utt"), strict=True)
+        return float(np.mean([word_error_rate(text, said) for text, said in pairs]))
 
 
 def _kmeans(features: np.ndarray, clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

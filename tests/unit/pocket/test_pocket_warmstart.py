@@ -11,6 +11,7 @@ import torch
 from wavalign_ext.pocket.domain import FORMS, LIKED, items, questions
 from wavalign_ext.pocket.tokens import build_tokenizer
 from wavalign_ext.pocket.warmstart import (
+    AT_ONCE,
     Example,
     WarmStart,
     _batches,
@@ -104,7 +105,7 @@ class Parrot:
 
 
 def test_answers_end_where_they_end_and_keep_the_order_of_their_prompts() -> None:
-    asked = [0, 1, 1, 0] * 40  # more than one batch, of two lengths of prompt and of answer
+    asked = [0, 1, 1, 0] * (AT_ONCE // 3)  # more than one batch, of two lengths of prompt and of answer
     assert len({len(e.prompt_ids) for e in EXAMPLES}) == len({len(e.target_ids) for e in EXAMPLES}) == 2
     answers = sample(Parrot(), [EXAMPLES[i].prompt_ids for i in asked], LAYOUT, temperature=1.0, top_p=1.0)  # type: ignore[arg-type]
     assert answers == [EXAMPLES[i].target_ids for i in asked]
