@@ -26,9 +26,9 @@ _PARTS = ("torch", "transformers", "ttspico", "pocketsphinx", "scikit-learn")
 def pocket_dir() -> Path:
     """The folder of the built assets, named by a hash of what makes them: source code, layout, package versions.
 
-    Sums differ in their last bits between CPUs, so the model of one name is not the same everywhere. Comments, docstrings
-    and imports do not count, so that moving or explaining code rebuilds nothing. The folder lies
-    in ``$WAVALIGN_CACHE``, by default ``~/.cache/wavalign``.
+    Sums differ in their last bits between CPUs, so the model of one name is not the same everywhere. Comments,
+    docstrings and imports do not count, so that moving or explaining code rebuilds nothing. The folder lies in
+    ``$WAVALIGN_CACHE``, by default ``~/.cache/wavalign``.
     """
     from omegaconf import OmegaConf
 
