@@ -212,7 +212,7 @@ def verl_triton_head(device: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 def liger_scaled(task: Task) -> Run:
     _need("liger_kernel")
-    from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction as Function
+    from liger_kernel.ops import LigerFusedLinearScaledCrossEntropyFunction as Function  # pyright: ignore[reportMissingImports]
 
     return _from_logprob(task, lambda h, w: -Function.apply(h, w, task.ignored(), 1.0, -100, 1, True)[0])
 
@@ -220,7 +220,7 @@ def liger_scaled(task: Task) -> Run:
 def liger_grpo(task: Task) -> Run:
     """Its own loss, over the same positions, none of them anchors: time and memory alone can be compared."""
     _need("liger_kernel")
-    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss  # pyright: ignore[reportMissingImports]
 
     head = LigerFusedLinearGRPOLoss(beta=0.0, compiled=False, use_ref_model=False, chunk_size=1, loss_type="grpo")
     rows = 4
@@ -238,7 +238,7 @@ def liger_grpo(task: Task) -> Run:
 
 def cut_cross_entropy(task: Task) -> Run:
     _need("cut_cross_entropy")
-    from cut_cross_entropy import linear_cross_entropy
+    from cut_cross_entropy import linear_cross_entropy  # pyright: ignore[reportMissingImports]
 
     impl = "torch_compile" if task.case.device == "cpu" else "cce"
 

@@ -52,7 +52,7 @@ def check_streams(config: DictConfig, wav: WavAlignConfig, layout: ResolvedLayou
 
 def _check_ids(layout: ParallelLayout, model: Any, name: str) -> None:
     Pairs(model)  # raises where the pairs do not fit into 32 bits
-    pairs = {"speech": (layout.speech_start, model.text_vocab)}
+    pairs: dict[str, Any] = {"speech": (layout.speech_start, model.text_vocab)}
     pairs["eos"] = (sorted(layout.eos_ids), sorted(model.audio_end))  # in any order: the layout's first ends a target
     for key in ("delay", "text_blank", "text_end", "audio_blank", "audio_start"):
         pairs[f"streams.{key}"] = (getattr(layout, key), getattr(model, key))
