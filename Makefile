@@ -8,8 +8,8 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python
 # Not from the environment: make puts the ARGS of its command line there, for what its tests start.
 ARGS    =
-# make test WORKERS=2   the tests on two processes, one of which runs the jobs: tests/conftest.py
-WORKERS = 1
+# make test WORKERS=1   the tests on one process and not on two, of which one runs the jobs: tests/conftest.py
+WORKERS = 2
 SPREAD  = $(if $(filter-out 1,$(WORKERS)),--numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder)
 
 .PHONY: help train test test-slow test-faults gpu check docs pages install clean
