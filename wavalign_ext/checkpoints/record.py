@@ -17,7 +17,7 @@ from wavalign_ext.schema import listed, shown
 
 EDGE = 2**20  # bytes of a file's beginning and end that its fingerprint reads
 # What the weights, λ and the place in the data depend on. Another value of these is another run.
-FIXED = ("layout", "codec", "input_codec", "boundary_modality", "reward.scale", "model", "data")
+FIXED = ("layout", "codec", "input_codec", "boundary_modality", "reward.scale", "model", "weights", "data")
 # Ours that change nothing of what is learnt.
 FREE = ("watchdog", "health", "audio_dump", "update", "audio_root")
 # Of verl's: what else makes a recipe.
@@ -41,6 +41,7 @@ def record(config: DictConfig) -> dict[str, Any]:
     found |= {
         "boundary_modality": node.get("boundary_modality"),
         "model": model_print(config.actor_rollout_ref.model.path),
+        "weights": weights_print(config.actor_rollout_ref.model.path),
     }
     files = config.data.train_files
     found["data"] = data_print([files] if isinstance(files, str) else list(files))
@@ -70,14 +71,24 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> li
 
 
 def model_print(path: str) -> str:
-    """A fingerprint of a model's folder, which may have moved: its configuration; names, sizes and edges of weights."""
+    """A fingerprint of a model's folder, which may have moved: its configuration, names and sizes of its weights."""
     folder = Path(path)
     if not (folder / "config.json").is_file():
         return str(path)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
-        digest.update(f"{file.name}:".encode() + _edges(file))
+    for file in _weights(folder):
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
     return digest.hexdigest()[:16]
+
+
+def weights_print(path: str) -> str:
+    """A fingerprint of a model's weights: two models of one shape differ in nothing else."""
+    files = _weights(Path(path))
+    return hashlib.sha256(b"".join(map(_edges, files))).hexdigest()[:16] if files else str(path)
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
 
 
 def data_print(files: list[str]) -> list[str]:

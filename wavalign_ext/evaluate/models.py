@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from wavalign_ext.checkpoints.export import LAYOUT_FILE, STEP, export, find_checkpoint, run_config
-from wavalign_ext.checkpoints.record import model_print
+from wavalign_ext.checkpoints.record import weights_print
 from wavalign_ext.checkpoints.whole import read_state
 from wavalign_ext.integration import resolvers
 
@@ -111,9 +111,9 @@ def _of_run(run: Path, out: Path) -> SpokenModel:
 def _check_origin(run: Path, checkpoint: Path) -> None:
     """Raises ValueError: another model lies today where the run began: built anew, and perhaps its codec with it."""
     path = str(run_config(run).actor_rollout_ref.model.path)
-    trained = ((read_state(checkpoint) or {}).get("run") or {}).get("model")
+    trained = ((read_state(checkpoint) or {}).get("run") or {}).get("weights")  # older checkpoints have none
     there = (Path(path) / "config.json").is_file()
-    if trained is not None and there and trained != model_print(path):
+    if trained is not None and there and trained != weights_print(path):
         raise ValueError(
             f"{str(run)!r} began with another model than {path!r} is today; its base, and perhaps its codec and rows, "
             "are gone: evaluate it with the version that trained it, or its exported folder with --codec and --set"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from wavalign_ext.checkpoints.record import compare, data_print, model_print, record
+from wavalign_ext.checkpoints.record import compare, data_print, model_print, record, weights_print
 from wavalign_ext.config import ConfigError
 
 
@@ -89,9 +89,12 @@ def test_how_a_run_is_watched_is_no_part_of_it(tmp_path: Path) -> None:
 def test_fingerprints_see_what_changed(tmp_path: Path) -> None:
     config(tmp_path)
     data, model = tmp_path / "train.parquet", tmp_path / "model"
-    prints = {data_print([str(data)])[0], model_print(str(model))}
+    prints = {data_print([str(data)])[0], weights_print(str(model))}
+    named = model_print(str(model))
     data.write_bytes(b"rowz" + b"rows" * 999)
     size = (model / "model.safetensors").stat().st_size
     (model / "model.safetensors").write_bytes(b"9" * size)  # as large, and another one
-    assert not prints & {data_print([str(data)])[0], model_print(str(model))}
+    assert not prints & {data_print([str(data)])[0], weights_print(str(model))} and model_print(str(model)) == named
+    (model / "model.safetensors").write_bytes(b"9" * (size + 1))
+    assert model_print(str(model)) != named
     assert model_print("org/name") == "org/name" and data_print(["hdfs://x"]) == ["hdfs://x"]
