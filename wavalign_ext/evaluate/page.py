@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wavalign_ext.evaluate.questions import Question
-from wavalign_ext.evaluate.results import ALL, Line, ModelRows, cell, measure_of
+from wavalign_ext.evaluate.results import ALL, Line, ModelRows, cell, measure_of, titled
 from wavalign_ext.report.clips import Clips
 
 MOST_SHOWN, MOST_BYTES = 24, 12_000_000
@@ -40,6 +40,7 @@ def render(
         categories=sorted(categories, key=lambda name: name != ALL),
         category_measures=measures,
         about={name: measure_of(name).about for names in measures.values() for name in names},
+        titles={name: titled(name) for names in measures.values() for name in names},
         cells={(line.category, line.measure, line.model): cell(line) for line in found},
         items=items,
         said=f"{len(items)} of {len(questions)} questions, the first seed{left}. All answers: answers.csv and audio/.",

@@ -12,7 +12,7 @@ import numpy as np
 
 from wavalign_ext.evaluate.intervals import Estimate, difference, mean, win_rate
 from wavalign_ext.evaluate.questions import Question
-from wavalign_ext.evaluate.score import BY_NAME, NEITHER, UP, Measure, columns
+from wavalign_ext.evaluate.score import BY_NAME, DOWN, NEITHER, UP, Measure, columns
 
 ALL = "all"
 
@@ -93,9 +93,13 @@ def table(found: Sequence[Line], category: str = ALL) -> str:
     out = ["| measure | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for measure in dict.fromkeys(line.measure for line in found if line.category == category):
         cells = [cell(chosen.get((measure, name))) for name in names]
-        arrow = {UP: " ↑", -1: " ↓"}.get(measure_of(measure).better, "")
-        out.append(f"| {measure}{arrow} | " + " | ".join(cells) + " |")
+        out.append(f"| {titled(measure)} | " + " | ".join(cells) + " |")
     return "\n".join(out)
+
+
+def titled(measure: str) -> str:
+    """The measure's name and which way is better."""
+    return measure + {UP: " ↑", DOWN: " ↓"}.get(measure_of(measure).better, "")
 
 
 def cell(line: Line | None) -> str:
