@@ -17,6 +17,7 @@ import psutil
 from jobs import HERE
 
 from wavalign_ext.checkpoints import whole
+from wavalign_ext.integration.leftovers import PREFIX, SOCKET
 from wavalign_ext.integration.processes import shared_memory
 
 SIZE = ["data.train_batch_size=2", "actor_rollout_ref.rollout.n=2", "data.val_max_samples=2", "trainer.test_freq=-1"]
@@ -122,6 +123,7 @@ class Victim:
             found = [f"process {pid}" for pid, child in self.children.items() if _lives(child)]
             found += [name for name in self.segments if Path(name).exists()]
             found += [str(path) for path in self.temp.rglob("*") if path.is_socket()]
+            found += map(str, Path("/tmp").glob(f"{SOCKET}{PREFIX}*"))
             # Ray's logs stay, and the compiler's cache.
             kept = ("ray", "torchinductor_")
             found += [str(path) for path in self.temp.glob("*") if not path.name.startswith(kept)]

@@ -63,6 +63,8 @@ def test_a_word_that_cannot_be_read_is_no_word(tmp_path: Path) -> None:
 def test_what_a_run_noted_is_removed(tmp_path: Path) -> None:
     temp = leftovers.make_temp()
     (Path(temp) / "socket").touch()
+    weights = Path(f"/tmp/rl-colocate-zmq-{Path(temp).name}-01000000-replica-0-rank-0.sock")
+    weights.touch()
     session = tmp_path / "session_2026"
     (session / "sockets").mkdir(parents=True), (session / "logs").mkdir()
     segment = python_shm.SharedMemory(create=True, size=100)
@@ -72,7 +74,7 @@ def test_what_a_run_noted_is_removed(tmp_path: Path) -> None:
     assert process.stdout is not None and process.stdout.readline() == "used\n"
     segment.close()
     leftovers.clean(owner)
-    assert not Path(temp).exists() and [path.name for path in session.iterdir()] == ["logs"]
+    assert not Path(temp).exists() and not weights.exists() and [path.name for path in session.iterdir()] == ["logs"]
     assert Path(name).exists()  # somebody has it mapped
     process.kill(), process.wait()
     leftovers.clean(owner)
