@@ -15,9 +15,11 @@ HEARD = [(9,), (4, 12), (17,), (1,), (30,), (8, 8), (22,), (5,)]  # vectors of e
 STEPS = 2
 
 
-def test_two_steps_and_what_is_exported(tmp_path: Path) -> None:
-    world = build(tmp_path / "world")
-    rows = write_rows(world, HEARD)
+@pytest.mark.parametrize("speaks", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["speech", "text alone"])
+def test_two_steps_and_what_is_exported(speaks: bool, tmp_path: Path) -> None:
+    world = build(tmp_path / "world", speaks=speaks)
+    rows = write_rows(world, HEARD, speaks=speaks)
+    codec = ["wavalign.codec.type=twin", f"+wavalign.codec.codes={CODES}"] if speaks else ["wavalign.codec.type=none"]
     job = Job(
         tmp_path / "run",
         "+recipe=wavalign",
@@ -27,9 +29,8 @@ def test_two_steps_and_what_is_exported(tmp_path: Path) -> None:
         f"data.train_files={rows}",
         f"data.val_files={rows}",
         f"wavalign.audio_root={world}",
-        "wavalign.codec.type=twin",
-        "wavalign.codec.path=none",
-        f"+wavalign.codec.codes={CODES}",
+        *codec,
+        "~wavalign.codec.path" if not speaks else "wavalign.codec.path=none",
         "wavalign.input_codec=null",
         "~wavalign.reward.terms.semantic",
         "~wavalign.reward.terms.manner",
@@ -53,6 +54,8 @@ def test_two_steps_and_what_is_exported(tmp_path: Path) -> None:
         metrics = job.metrics[step]
         assert metrics["training/rollout_probs_diff_mean"] < 1e-5
         assert metrics["wavalign/rows_anchor"] == 4 and metrics["actor/grad_norm"] > 0
+        assert (metrics["wavalign/tokens_speech"] > 0) == speaks and metrics["wavalign/tokens_text"] > 0
+        assert ("actor/anchor_nll_speech" in metrics) == speaks and metrics["actor/anchor_nll_text"] > 0
     assert job.metrics[STEPS]["val-anchor/nll_text"] < job.metrics[0]["val-anchor/nll_text"]
 
     export(job.folder, tmp_path / "exported")

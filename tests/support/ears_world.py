@@ -29,19 +29,24 @@ LAYOUT: dict[str, Any] = {
     "pad": "<|endoftext|>",
     "chat": {"user_speech": {"before": "\n", "begin": "<|begin_of_audio|>", "end": "<|end_of_audio|>"}},
 }
+TEXT_ALONE = {name: value for name, value in LAYOUT.items() if name not in ("begin", "end", "schedule")}
+TEXT_ALONE |= {"name": "ears_text", "speech": None}
 WORDS = "one two three four five six seven eight nine ten is plus you are kind".split()
 
 
-def build(folder: Path, seed: int = 0, **config: Any) -> Path:
-    """``layout.yaml`` and ``model/``, in fp32, whose answers depend on what it hears; returns ``folder``."""
+def build(folder: Path, seed: int = 0, speaks: bool = True, **config: Any) -> Path:
+    """``layout.yaml`` and ``model/``, in fp32, whose answers depend on what it hears; returns ``folder``.
+
+    Unless it ``speaks`` its answers are text alone, and what would be codes are tokens that it never says.
+    """
     models.register()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "layout.yaml").write_text(yaml.safe_dump(LAYOUT))
+    (folder / "layout.yaml").write_text(yaml.safe_dump(LAYOUT if speaks else TEXT_ALONE))
     layout = load_layout(LAYOUT)
     named = replace(layout, user_speech=TokenRange(PLACEHOLDER, 1), encoder=None)  # for the names of its tokens
     tokenizer = build_tokenizer([" ".join(WORDS)], named)
     tokenizer.save_pretrained(folder / "model")
-    resolved = layout.resolve(tokenizer)
+    resolved = load_layout(folder / "layout.yaml").resolve(tokenizer)
     sizes: dict[str, Any] = dict(
         vocab_size=len(tokenizer) + -len(tokenizer) % 64,
         hidden_size=64,
@@ -75,7 +80,7 @@ def features(seed: int, frames: int, size: int = SIZE) -> torch.Tensor:
     return torch.randn(frames, size, generator=torch.Generator().manual_seed(seed))
 
 
-def write_rows(folder: Path, counts: list[tuple[int, ...]], encoder: str = "sensevoice") -> Path:
+def write_rows(folder: Path, counts: list[tuple[int, ...]], encoder: str = "sensevoice", speaks: bool = True) -> Path:
     """``rows.parquet`` and its feature files in ``folder``: a row for each tuple of recordings' lengths in vectors."""
     import pandas
 
@@ -92,7 +97,7 @@ def write_rows(folder: Path, counts: list[tuple[int, ...]], encoder: str = "sens
                 "heard_features": names,
                 "reward_model": {"style": "rule", "ground_truth": "three is four"},
                 "target_text": " three is four",
-                "target_speech": [(5 * row + 3 * n) % CODES for n in range(14)],
+                "target_speech": [(5 * row + 3 * n) % CODES for n in range(14 * speaks)],
                 "extra_info": {"index": row, "question": "two plus two"},
             }
         )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from wavalign_ext import models, parallel
-from wavalign_ext.checkpoints import glm4_voice, kimi_audio, step_audio2, vita_audio, vita_audio_plus
+from wavalign_ext.checkpoints import glm4_voice, kimi_audio, qwen2_audio, step_audio2, vita_audio, vita_audio_plus
 from wavalign_ext.checkpoints.plan import ConvertError, Plan, read_json
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -159,6 +159,7 @@ KINDS: dict[str, Callable[[Path, dict[str, Any]], Plan]] = {
     "vita-audio": vita_audio.plan,
     "vita-audio-plus": vita_audio_plus.plan,
     "step-audio2-mini": step_audio2.plan,
+    "qwen2-audio": qwen2_audio.plan,
     "glm4-voice": glm4_voice.plan,
     "kimi-audio": kimi_audio.plan,
 }
@@ -172,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="vita-audio: Balance or Boost (qwen2_mtp) without its MTP layers, a Qwen2ForCausalLM. "
         "vita-audio-plus: Plus-Vanilla (qwen2_mtp_sensevoice), a HearingQwen2ForCausalLM and its encoder. "
         "step-audio2-mini: Step-Audio 2 mini (step_audio_2), the same. "
+        "qwen2-audio: Qwen2-Audio 7B (qwen2_audio), the same. "
         "glm4-voice: GLM-4-Voice 9B (chatglm), a GlmForCausalLM with a fast tokenizer. "
         "kimi-audio: Kimi-Audio 7B, a HearingTwoStreamForCausalLM with a fast tokenizer.",
     )

@@ -25,6 +25,7 @@ class Ears:
     """How one published class names its parts.
 
     ``encoder``: what the encoder's tensors begin with; ``projection``: what stands for ``audio_projection.``;
+    ``language``: what the names of the language model's tensors begin with;
     ``projector``: ours, of :mod:`wavalign_ext.models.projectors`; ``config``: the published configuration's name in the
     encoder's folder.
     """
@@ -35,6 +36,7 @@ class Ears:
     projection: str
     encoder: tuple[str, ...]
     config: str
+    language: str = ""
 
 
 PLUS = Ears(
@@ -47,6 +49,15 @@ PLUS = Ears(
 )
 # Its encoder reads the configuration by this name.
 STEP = Ears("step_audio_2", "step_audio2_mini", "step", "adapter.", ("encoder.", "adapter.conv."), "config.json")
+QWEN = Ears(
+    "qwen2_audio",
+    "qwen2_audio",
+    "linear",
+    "multi_modal_projector.",
+    ("audio_tower.",),
+    "config.json",
+    "language_model.",
+)
 
 
 def make_plan(ears: Ears, source: Path, text: dict[str, Any]) -> Plan:
@@ -77,7 +88,7 @@ def make_plan(ears: Ears, source: Path, text: dict[str, Any]) -> Plan:
             return []
         if name.startswith(ears.projection):
             return [(f"{PROJECTION}.{name.removeprefix(ears.projection)}", tensor)]
-        return [(name, tensor)]
+        return [(name.removeprefix(ears.language), tensor)]
 
     return Plan(
         config=made,
@@ -116,7 +127,7 @@ def publish(trained: Path, encoder: Path) -> None:
 
     from wavalign_ext.checkpoints.convert import INDEX, tensors_of, weight_files
 
-    ears = next((one for one in (PLUS, STEP) if _type_in(encoder / one.config) == one.model_type), None)
+    ears = next((one for one in (PLUS, STEP, QWEN) if _type_in(encoder / one.config) == one.model_type), None)
     if ears is None:
         names = f"{PLUS.config} or {STEP.config} of a model that hears"
         raise ConvertError(f"{str(encoder)!r} has no {names}: give the folder that wavalign convert wrote")
@@ -139,7 +150,7 @@ def _type_in(config: Path) -> str | None:
 
 def _published(name: str, ears: Ears) -> str:
     ours = f"{PROJECTION}."
-    return f"{ears.projection}{name.removeprefix(ours)}" if name.startswith(ours) else name
+    return f"{ears.projection}{name.removeprefix(ours)}" if name.startswith(ours) else f"{ears.language}{name}"
 
 
 def _token_id(source: Path, name: str) -> int:

@@ -106,12 +106,11 @@ def _check_row(
     if not needs_target:
         return
     text, codes = row.get("target_text"), row.get("target_speech")
-    if not text or codes is None or len(codes) == 0:
-        raise ConfigError(
-            f"{where}: no anchor target: target_text and target_speech must both be there, unless wavalign.mixing is "
-            "fixed at 1"
-        )
-    target = layout.target(tokenizer.encode(text, add_special_tokens=False), list(codes))
+    codes = [] if codes is None else list(codes)
+    if not text or (layout.speaks and not codes):
+        needed = "target_text and target_speech must both" if layout.speaks else "target_text must"
+        raise ConfigError(f"{where}: no anchor target: {needed} be there, unless wavalign.mixing is fixed at 1")
+    target = layout.target(tokenizer.encode(text, add_special_tokens=False), codes)
     if len(target) > config.data.max_response_length:
         raise ConfigError(f"{where}: the target has {len(target)} tokens, more than data.max_response_length: raise it")
 

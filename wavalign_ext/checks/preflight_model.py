@@ -48,16 +48,20 @@ def check_model(config: DictConfig, wav: WavAlignConfig) -> Any:
     check_head(config, model_config)
     _check_length(config, model_config)
     layout = load_layout(wav.layout).resolve(tokenizer, vocab_size)
-    layout.require_speech()
     check_hearing(config, layout, model_config)
     check_streams(config, wav, layout, model_config)
     codec = load_codec(wav.codec, device="cpu")
-    codec.decode([0])  # loads what decodes: wrong weights end the run here
     speech_tokens = layout.speech_end - layout.speech_start
     if codec.codebook_size != speech_tokens:
         raise ConfigError(
             f"the codec {wav.codec['type']!r} has {codec.codebook_size} codes and layout {layout.layout.name!r} "
-            f"{speech_tokens} speech tokens: choose a codec and a layout that belong together"
+            f"{speech_tokens} speech tokens: choose a codec and a layout that belong together; for answers in text "
+            "alone, wavalign.codec.type=none"
+        )
+    codec.decode([0] if speech_tokens else [])  # loads what decodes: wrong weights end the run here
+    if not speech_tokens and wav.preference.tokens == "speech":
+        raise ConfigError(
+            f"wavalign.preference.tokens=speech is not allowed: layout {layout.layout.name!r} answers in text alone"
         )
     if config.trainer.v1.trainer_mode != OFFLINE:  # pairs of the data are not scored
         build_terms(wav.reward.terms, wav.reward.scale)

@@ -35,7 +35,7 @@ class SpokenDataset(RLHFDataset):
     def targets(self) -> list[Answer]:
         """(target text, target codes) of every row, by the row's ``index``."""
         columns = (self.dataframe[TARGET_TEXT], self.dataframe[TARGET_SPEECH])
-        return [(text, list(codes)) for text, codes in zip(*columns, strict=True)]
+        return [(text, [] if codes is None else list(codes)) for text, codes in zip(*columns, strict=True)]
 
     def pair(self, item: int) -> AnswerPair:
         """The two answers of a row. Raises ValueError for a row without."""

@@ -224,12 +224,6 @@ class ResolvedLayout:
         """Whether answers have speech; otherwise they are text alone."""
         return self.speech_end > self.speech_start
 
-    def require_speech(self) -> None:
-        """Raises :class:`LayoutError`: answers are text alone; rewards, anchors and dumps expect speech so far."""
-        if not self.speaks:
-            name = self.layout.name
-            raise LayoutError(f"layout {name!r} answers in text alone, which is not trained yet: choose another")
-
     def prompt(self, ids: Sequence[int]) -> list[int]:
         """A prompt as the chat template writes it, as the rows hold it; on one stream they are the same."""
         return list(ids)

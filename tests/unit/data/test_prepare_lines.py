@@ -140,7 +140,7 @@ def test_an_error_that_nobody_expects_is_a_line_s(
         return call
 
     if place == "parse":
-        monkeypatch.setattr(lines, "parse", failing(lines.parse, lambda record, shape: record.get("id") == "two"))
+        monkeypatch.setattr(lines, "parse", failing(lines.parse, lambda record, *_: record.get("id") == "two"))
     elif place == "encode":
         wanted = len(MelVQ(**{k: v for k, v in world.codec.items() if k != "type"}).encode(small.voice(3)))
         calls = iter([False, True, False])

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
 
+from wavalign_ext.data.prepare.dialogue import parse
+from wavalign_ext.data.prepare.messages import SampleError
 from wavalign_ext.pocket.tokens import build_tokenizer
 from wavalign_ext.speech.chat import prompt_ids
+from wavalign_ext.speech.codecs import load_codec
 from wavalign_ext.speech.encoders.whisper import Qwen2Audio
 from wavalign_ext.speech.layout import SPEECH, TEXT, LayoutError, ResolvedLayout, load_layout
 from wavalign_ext.speech.token_names import TokenRange
@@ -80,9 +83,32 @@ def test_other_answers_are_refused(layout: ResolvedLayout, words: list[int], cod
         layout.interleave(words, codes)
 
 
-def test_a_run_on_it_is_refused(layout: ResolvedLayout) -> None:
-    with pytest.raises(LayoutError, match="'qwen2_audio' answers in text alone, which is not trained yet: choose"):
-        layout.require_speech()
+def test_its_codec_has_no_codes() -> None:
+    codec = load_codec({"type": "none"})
+    assert codec.codebook_size == 0 and codec.decode([]).shape == (0,) and codec.sample_rate == 16000
+    with pytest.raises(ValueError, match="the codec 'none' has no codes"):
+        codec.encode(np.zeros(16000, np.float32))
+    with pytest.raises(ValueError, match="has no code 3"):
+        codec.decode([3])
+
+
+def test_recordings_of_answers_are_left_out() -> None:
+    turns = [
+        {"role": "user", "content": "<|audio|>"},
+        {"role": "assistant", "content": "glass<|audio|>"},
+        {"role": "user", "content": "<|audio|>"},
+    ]
+    line = {"messages": turns, "audios": ["q.wav", "a.wav", "r.wav"], "target_text": "this one"}
+    with pytest.raises(SampleError, match="no target: give a recording"):
+        parse(line)
+    for more in ({}, {"target_audio": "t.wav"}):
+        sample = parse(line | more, speaks=False)
+        assert sample.target == () and [clip.source for clip in sample.clips] == ["q.wav", "r.wav"]
+        assert sample.turns[1].text == "glass"
+    pair = parse(line | {"rejected_text": "that one"}, speaks=False)
+    assert (pair.rejected_text, pair.rejected, pair.worse) == ("that one", None, [])
+    with pytest.raises(SampleError, match="is the target itself"):
+        parse(line | {"rejected_text": "this one"}, speaks=False)
 
 
 def test_text_alone_has_no_turns_and_needs_an_encoder(tokenizer: Any) -> None:

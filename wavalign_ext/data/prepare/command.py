@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     from wavalign_ext.data.prepare.setup import set_up
 
     setup = set_up(args.layout, args.tokenizer, args.codec, args.input_codec, args.trust_remote_code, args.encoder)
-    lines = list(read_lines(args.file, args.format))
+    lines = list(read_lines(args.file, args.format, setup.layout.speaks))
     _say_shapes(lines)
     args.out.mkdir(parents=True, exist_ok=True)
     encoded = _encode(args, setup, lines)

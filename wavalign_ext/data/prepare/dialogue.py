@@ -4,7 +4,7 @@ The field names of the public WavAlign release are accepted beside ours (``ALIAS
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wavalign_ext.data.prepare.messages import (
@@ -74,15 +74,20 @@ class Sample:
     @property
     def clips(self) -> list[Clip]:
         """Every clip that has to be encoded: of the turns, of the target, of the worse answer."""
-        worse = [] if self.rejected is None else [self.rejected]
-        return [*(clip for turn in self.turns for clip in turn.clips), *self.target, *worse]
+        return [*(clip for turn in self.turns for clip in turn.clips), *self.target, *self.worse]
+
+    @property
+    def worse(self) -> list[Clip]:
+        """The recording of the worse answer, where there is one."""
+        return [] if self.rejected is None else [self.rejected]
 
 
-def parse(record: Any, shape: str = "auto") -> Sample:
+def parse(record: Any, shape: str = "auto", speaks: bool = True) -> Sample:
     """A line's object as a sample; ``shape`` is one of :data:`shapes.SHAPES`, or "auto".
 
     Turns of the assistant after the last one of the user are the target where no field gives one: their words, and
     all their clips, in order. Where fields give both, those turns are dropped, as the public release drops them.
+    ``speaks`` is False for a model that answers in text alone: recordings of answers are left out.
 
     Raises:
         SampleError: names the first field that is wrong.
@@ -100,7 +105,9 @@ def parse(record: Any, shape: str = "auto") -> Sample:
         closing.insert(0, turns.pop())
     if not any(turn.role == "user" and turn.clips for turn in turns):
         raise SampleError("messages", values["messages"], "the user says nothing: put <|audio|> and a file in audios")
-    text, target = _target(values, closing)
+    text, target = _target(values, closing, speaks)
+    if not speaks:
+        turns = [replace(turn, parts=(turn.text,)) if turn.role == "assistant" else turn for turn in turns]
     words = " ".join(turn.text for turn in turns if turn.role == "user").strip()
     return Sample(
         turns=tuple(turns),
@@ -112,30 +119,30 @@ def parse(record: Any, shape: str = "auto") -> Sample:
         id=None if values["id"] is None else str(values["id"]),
         keywords=_keywords(values["keywords"]),
         ignored=tuple(name for name in record if name not in KNOWN),
-        **_worse(values, text),
+        **_worse(values, text, speaks),
     )
 
 
-def _worse(values: Mapping[str, Any], text: str) -> dict[str, Any]:
+def _worse(values: Mapping[str, Any], text: str, speaks: bool) -> dict[str, Any]:
     """The worse answer of a pair; nothing where the line has none."""
     worse, audio = _text(values, "rejected_text"), values["rejected_audio"]
     if worse is None and audio is None:
         return {}
-    if worse is None or audio is None:
+    if worse is None or (audio is None and speaks):
         name = "rejected_text" if worse is None else "rejected_audio"
         raise SampleError(name, None, "half of the worse answer: give rejected_text and rejected_audio, or neither")
-    if worse == text and audio == values["target_audio"]:
+    if worse == text and (audio == values["target_audio"] or not speaks):
         raise SampleError("rejected_text", worse, "is the target itself: nothing is preferred; take the line out")
     check_placeholders(worse, "rejected_text", "take it out, and name the recording in rejected_audio")
     scores = (values["chosen_score"], values["rejected_score"])
     for name, score in zip(("chosen_score", "rejected_score"), scores, strict=True):
         if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
             raise SampleError(name, score, "is no number: give one, or leave it out")
-    clip = Clip("rejected_audio", check_source(audio, "rejected_audio"), SPOKEN)
+    clip = Clip("rejected_audio", check_source(audio, "rejected_audio"), SPOKEN) if speaks else None
     return {"rejected_text": worse, "rejected": clip, "scores": scores}
 
 
-def _target(values: Mapping[str, Any], closing: list[Turn]) -> tuple[str, tuple[Clip, ...]]:
+def _target(values: Mapping[str, Any], closing: list[Turn], speaks: bool) -> tuple[str, tuple[Clip, ...]]:
     """The answer's words and clips, from fields or else from the turns that close the dialogue."""
     text, source = _text(values, "target_text"), values["target_audio"]
     said = " ".join(turn.text for turn in closing if turn.text) or None
@@ -150,10 +157,10 @@ def _target(values: Mapping[str, Any], closing: list[Turn]) -> tuple[str, tuple[
     text = text or said
     if text is None:
         raise SampleError("target_text", text, "no target: give the answer in words (target_text)")
-    if not target:
+    if speaks and not target:
         raise SampleError("target_audio", source, "no target: give a recording of the answer (target_audio)")
     check_placeholders(text, "target_text", "take it out, and name recordings in target_audio")
-    return text, target
+    return text, target if speaks else ()
 
 
 def _one(record: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -36,8 +36,12 @@ class Line:
     problems: list[SampleError] = field(default_factory=list)
 
 
-def read_lines(path: Path, shape: str = "auto") -> Iterator[Line]:
-    """Every line that is not blank, or every item of a list. Raises ValueError: the file is no text, or no JSONL."""
+def read_lines(path: Path, shape: str = "auto", speaks: bool = True) -> Iterator[Line]:
+    """Every line that is not blank, or every item of a list; ``speaks`` as :func:`parse` has it.
+
+    Raises:
+        ValueError: the file is no text, or no JSONL.
+    """
     with open(path, "rb") as file:
         head = file.read(4096)
         for magic, what in OTHERS.items():
@@ -48,7 +52,7 @@ def read_lines(path: Path, shape: str = "auto") -> Iterator[Line]:
         if text[:1] == b"[" or text.split(b"\n")[0].strip() == b"{":
             items = _whole(path)
             if items is not None:
-                yield from (_line(n, json.dumps(item), item, shape) for n, item in enumerate(items, 1))
+                yield from (_line(n, json.dumps(item), item, shape, speaks) for n, item in enumerate(items, 1))
                 return
         for number, raw in enumerate(file, 1):
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip()
@@ -58,7 +62,7 @@ def read_lines(path: Path, shape: str = "auto") -> Iterator[Line]:
                 why = SampleError("line", text, "is not UTF-8: save the file as UTF-8")
                 yield Line(number, text, problems=[why])
                 continue
-            yield _line(number, text, None, shape)
+            yield _line(number, text, None, shape, speaks)
 
 
 def _whole(path: Path) -> list[Any] | None:
@@ -81,12 +85,12 @@ def _whole(path: Path) -> list[Any] | None:
     raise ValueError(f"{str(path)!r} is one JSON object ({keys:.200}): write a list, or one object per line")
 
 
-def _line(number: int, text: str, record: Any, shape: str) -> Line:
+def _line(number: int, text: str, record: Any, shape: str, speaks: bool) -> Line:
     line = Line(number, text)
     try:
         record = _json(text) if record is None else record
         line.shape = shape if shape != "auto" else shape_of(record) if isinstance(record, dict) else None
-        line.sample = parse(record, shape)
+        line.sample = parse(record, shape, speaks)
     except SampleError as error:
         line.problems.append(error)
     except Exception as error:  # whatever it is, it is this line's, and the others go on

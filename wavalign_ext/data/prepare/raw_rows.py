@@ -86,8 +86,8 @@ class RawRows:
         target = row.get(TARGET_AUDIO) if ready is None else "target_speech"
         record = {"messages": row["prompt"], "audios": list(row[self.audio_key])}
         record |= {name: row.get(name) for name in ("target_text", "rejected_text", REJECTED_AUDIO)}
-        sample = parse(record | {TARGET_AUDIO: target})
-        given = {} if ready is None else {sample.target[0].name: np.array(ready)}
+        sample = parse(record | {TARGET_AUDIO: target}, speaks=self.setup.layout.speaks)
+        given = {} if ready is None or not sample.target else {sample.target[0].name: np.array(ready)}
         encoded = {clip.name: self._encode(clip) for clip in sample.clips if clip.name not in given}
         made = self._maker(sample, given | {name: codes for name, (codes, _) in encoded.items()})
         heard = [encoded[clip.name][1] for clip in sample.heard]

@@ -53,8 +53,8 @@ class RowMaker:
         _check_length("messages", "prompt", length, self.longest_prompt)
         speech, answered = self._answer("target_text", sample.target_text, sample.target, codes)
         rejected = None
-        if sample.rejected is not None and sample.rejected_text is not None:
-            worse, tokens = self._answer("rejected_text", sample.rejected_text, [sample.rejected], codes)
+        if sample.rejected_text is not None:
+            worse, tokens = self._answer("rejected_text", sample.rejected_text, sample.worse, codes)
             rejected, answered = (sample.rejected_text, worse), max(answered, tokens)
         return Checked(prompt, sample.target_text, speech, length, answered, rejected)
 

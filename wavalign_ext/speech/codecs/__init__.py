@@ -11,6 +11,7 @@ from wavalign_ext.speech.codecs import fitted as _fitted  # noqa: F401
 from wavalign_ext.speech.codecs import glm4_voice as _glm4_voice  # noqa: F401
 from wavalign_ext.speech.codecs import kimi_audio as _kimi_audio  # noqa: F401
 from wavalign_ext.speech.codecs import neural as _neural  # noqa: F401
+from wavalign_ext.speech.codecs import no_speech as _no_speech  # noqa: F401
 from wavalign_ext.speech.codecs.base import SpeechCodec, make_codec, register_codec
 from wavalign_ext.speech.external import import_external_modules
 
