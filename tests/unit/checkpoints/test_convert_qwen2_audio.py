@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
+import soundfile
 import torch
 from formula_weights import speechlike
 from safetensors.torch import load_file
@@ -20,9 +22,11 @@ from transformers import (
 from wavalign_ext.checkpoints import ears
 from wavalign_ext.checkpoints.convert import convert
 from wavalign_ext.checkpoints.plan import ConvertError
+from wavalign_ext.data.prepare.command import main as prepare
 from wavalign_ext.pocket.tokens import build_tokenizer
 from wavalign_ext.speech.chat import prompt_ids
 from wavalign_ext.speech.encoders import load_encoder
+from wavalign_ext.speech.heard import load_features
 from wavalign_ext.speech.layout import load_layout
 from wavalign_ext.speech.token_names import TokenRange
 
@@ -93,6 +97,33 @@ def test_published_again_it_is_bit_for_bit_what_it_was(published: Path, converte
     for name, value in before.items():
         assert value.dtype == after[name].dtype and torch.equal(value, after[name]), name
     assert json.loads((trained / "config.json").read_text()) == json.loads((published / "config.json").read_text())
+
+
+def test_dialogues_become_rows_without_speech(converted: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "q.wav", speechlike(26)[:16161], 16000)
+    asked = {"messages": [{"role": "user", "content": "<|audio|>what is that"}], "audios": ["q.wav"]}
+    lines = [asked | {"target_text": "glass"}, asked | {"target_text": "that glass", "target_audio": "not there.wav"}]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    encoder = f"{{type: qwen2_audio, path: {converted / ears.FOLDER}}}"
+    options = [
+        "--layout",
+        "qwen2_audio",
+        "--tokenizer",
+        str(converted),
+        "--codec",
+        "{type: none}",
+        "--encoder",
+        encoder,
+    ]
+    assert (
+        prepare([str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "o"), *options, "--val-share", "0", "--jobs", "1"])
+        == 0
+    )
+    rows = pyarrow.parquet.read_table(tmp_path / "o" / "train.parquet").to_pylist()
+    assert [(row["target_text"], row["target_speech"]) for row in rows] == [("glass", []), ("that glass", [])]
+    (name,) = rows[0]["heard_features"]
+    assert load_features([name], str(tmp_path / "o"))[0].shape == (25, SIZE)
+    assert rows[0]["prompt"][-1]["content"].count("<|AUDIO|>") == 25
 
 
 @pytest.mark.parametrize(
