@@ -16,7 +16,6 @@ from jobs import SMALL, Job
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from wavalign_ext.checkpoints.export import run_config
 from wavalign_ext.cli import main
 from wavalign_ext.evaluate.models import load_models
 from wavalign_ext.listening.store import Store
@@ -114,9 +113,11 @@ def test_talk_answers_a_recording_as_it_comes(run: Path, pocket: Path, tmp_path:
     assert refused["done"] and refused["error"]
 
 
-def test_a_run_of_another_model_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_of_another_model_is_refused(
+    run: Path, pocket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Assets that were built anew lie where the run's path leads: it would be heard through another codec."""
-    model = shutil.copytree(Path(run_config(run).actor_rollout_ref.model.path), tmp_path / "anew")
+    model = shutil.copytree(pocket / "model", tmp_path / "anew")
     weights = load_file(model / "model.safetensors")
     weights["model.norm.weight"] *= 1.001  # as large a file
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
