@@ -230,5 +230,5 @@ def test_a_codec_of_the_user_s_package_is_known_outside_a_run_too(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "their_package")
     assert load_codec({"type": "theirs"}) == "a codec"
-    with pytest.raises(ValueError, match="codec2, glm4_voice, kimi_audio, mel_vq, theirs, transformers, units"):
+    with pytest.raises(ValueError, match="codec2, glm4_voice, kimi_audio, mel_vq, none, theirs, transformers, units"):
         load_codec({"type": "magic"})
