@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from formula_weights import speechlike
-from safetensors.torch import load_file
+from published_again import assert_bit_equal
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -87,16 +87,7 @@ def test_it_answers_as_the_published_class_does(published: Path, converted: Path
 
 
 def test_published_again_it_is_bit_for_bit_what_it_was(published: Path, converted: Path, tmp_path: Path) -> None:
-    trained = tmp_path / "trained"
-    AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32).save_pretrained(trained)
-    ears.publish(trained, converted / ears.FOLDER)
-    before = load_file(published / "model.safetensors")
-    where = json.loads((trained / "model.safetensors.index.json").read_text())["weight_map"]
-    after = {name: load_file(trained / file)[name] for name, file in where.items()}
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        assert value.dtype == after[name].dtype and torch.equal(value, after[name]), name
-    assert json.loads((trained / "config.json").read_text()) == json.loads((published / "config.json").read_text())
+    assert_bit_equal(published, converted, tmp_path / "trained", torch.float32)
 
 
 def test_dialogues_become_rows_without_speech(converted: Path, tmp_path: Path) -> None:

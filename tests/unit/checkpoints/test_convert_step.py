@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from formula_weights import speechlike, weight
+from published_again import assert_bit_equal
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from twins import TWINS, build_tokenizer
@@ -119,16 +120,7 @@ def test_it_answers_as_the_published_order_of_operations_does(published: Path, c
 
 
 def test_published_again_it_is_bit_for_bit_what_it_was(published: Path, converted: Path, tmp_path: Path) -> None:
-    trained = tmp_path / "trained"
-    AutoModelForCausalLM.from_pretrained(converted, dtype=torch.bfloat16).save_pretrained(trained)
-    ears.publish(trained, converted / ears.FOLDER)
-    before = load_file(published / "model.safetensors")
-    where = json.loads((trained / "model.safetensors.index.json").read_text())["weight_map"]
-    after = {name: load_file(trained / file)[name] for name, file in where.items()}
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        assert value.dtype == after[name].dtype and torch.equal(value, after[name]), name
-    assert json.loads((trained / "config.json").read_text()) == json.loads((published / "config.json").read_text())
+    assert_bit_equal(published, converted, tmp_path / "trained", torch.bfloat16)
 
 
 @pytest.mark.parametrize(
