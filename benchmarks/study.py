@@ -5,7 +5,7 @@
 
 Two processes of one thread each; a run takes about half a minute of one. Learning rates are tuned per recipe on a seed
 of its own, by held-out IQ and EQ together. Every run is listed, those of the tuning too. docs/evidence.md has the
-reading; ``experiment.py`` confirms the main recipes through verl.
+reading; ``confirm.py`` confirms the main recipes through verl.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from evidence.settings import CONDITIONS, LEARNING_RATES, RECIPES, SEEDS, STEPS, TUNING_SEED
+from evidence.settings import CONDITIONS, RECIPES, SEEDS, STEPS, TUNING_SEED
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ class Job:
 def tuning() -> list[Job]:
     """Each recipe at each rate. ``fixed_mean`` takes the rate of the recipe whose λ it takes."""
     tuned = [name for name, recipe in RECIPES.items() if recipe.mean_of is None]
-    return [Job(name, "clean", TUNING_SEED, rate) for name in tuned for rate in LEARNING_RATES]
+    return [Job(name, "clean", TUNING_SEED, rate) for name in tuned for rate in RECIPES[name].rates]
 
 
 def jobs(rates: dict[str, float], seeds: Iterable[int], conditions: Iterable[str]) -> list[list[Job]]:
@@ -88,7 +88,7 @@ def run(job: Job, folder: Path) -> None:
     else:
         recipe = RECIPES[job.recipe]
         lam = None if recipe.mean_of is None else _mean_lambda(folder, job, recipe.mean_of)
-        trained = train(world, recipe.config(lam), job.condition, job.seed, job.rate)
+        trained = train(world, recipe, recipe.config(lam), job.condition, job.seed, job.rate)
     found = asdict(job) | evaluate(world, trained.model, job.seed) | {"log": trained.log, "seconds": trained.seconds}
     found["diagnosis"] = diagnose(world, trained, job.condition, job.seed)
     path.with_suffix(".part").write_text(json.dumps(found))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from evidence.loop import GROUPS, Trained, judged, log_probs, loss_inputs, schedule
+from evidence.loop import GROUPS, Gains, Trained, judged, log_probs, loss_inputs, schedule
 from evidence.sampler import sample
 from evidence.settings import CONDITIONS, MOST_TOKENS, RECIPES, ROLLOUTS
 from evidence.world import World
@@ -35,7 +35,7 @@ def diagnose(world: World, trained: Trained, condition_name: str, seed: int) -> 
     rows = list(zip(prompts, answers, strict=True)) + [(question.prompt, target) for question, target in asked]
     responses = [ids for _, ids in rows]
     wav = RECIPES["joint_anchor"].config()
-    inputs = loss_inputs(world, wav, condition, log_probs(model, rows), responses, gains)
+    inputs = loss_inputs(world, wav, condition, log_probs(model, rows), responses, Gains(gains, gains))
     text = world.layout.modality(_padded(responses, world.layout.pad_id)) == TEXT
     parts = {
         "text": _gradient(model, inputs, 1.0, text),

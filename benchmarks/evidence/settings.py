@@ -38,10 +38,15 @@ def _fixed(value: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``node``: keys under ``wavalign``; ``mean_of``: a fixed λ that is the mean of another recipe's run."""
+    """``node``: keys under ``wavalign``; ``mean_of``: a fixed λ that is the mean of another recipe's run.
+
+    ``hears_manner``: the share of lively codes, not the content, drives the speech tokens. ``rates`` are tried.
+    """
 
     node: dict[str, Any] = field(default_factory=dict)
     mean_of: str | None = None
+    hears_manner: bool = False
+    rates: tuple[float, ...] = LEARNING_RATES
 
     def config(self, lam: float | None = None) -> WavAlignConfig:
         """The checked node; ``lam`` where λ is another run's mean. No KL: the start itself is what is compared with."""
@@ -51,14 +56,19 @@ class Recipe:
 
 
 JOINT, TEXT = {"preference": {"tokens": "all"}}, {"preference": {"tokens": "text"}}
+DPO, DPO_RATES = {"objective": "dpo"}, (1.25e-4, 2.5e-4, 5.0e-4)
 RECIPES = {
     "sft_anchor": Recipe({"mixing": _fixed(0.0)}),
     "grpo_joint": Recipe(JOINT | {"mixing": _fixed(1.0)}),
     "grpo_text": Recipe(TEXT | {"mixing": _fixed(1.0)}),
+    "dpo_all": Recipe({"preference": DPO | {"tokens": "all"}, "mixing": _fixed(1.0)}, rates=DPO_RATES),
+    "dpo_text": Recipe({"preference": DPO, "mixing": _fixed(1.0)}, rates=DPO_RATES),
+    "dpo_text_anchor": Recipe({"preference": DPO, "mixing": _fixed(0.5)}),
     "joint_anchor": Recipe(JOINT),
     "fixed_50": Recipe({"mixing": _fixed(0.5)}),
     "fixed_mean": Recipe(mean_of="adaptive"),
     "adaptive": Recipe(),
     "adaptive_no_ema": Recipe({"mixing": {"ema_decay": 0.0}}),
     "prompt_gate": Recipe({"mixing": {"scope": "prompt", "ema_decay": 0.0}}),
+    "routed": Recipe({"preference": {"tokens": "all", "speech_weight": 0.125}}, hears_manner=True),
 }

@@ -30,6 +30,10 @@ CLAIMS = (
     ("adaptive", "fixed_mean"),
     ("adaptive", "adaptive_no_ema"),
     ("prompt_gate", "adaptive"),
+    ("routed", "adaptive"),
+    ("dpo_text", "dpo_all"),
+    ("dpo_text_anchor", "dpo_text"),
+    ("dpo_text_anchor", "adaptive"),
 )
 
 
