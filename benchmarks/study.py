@@ -88,7 +88,7 @@ def run(job: Job, folder: Path) -> None:
     else:
         recipe = RECIPES[job.recipe]
         lam = None if recipe.mean_of is None else _mean_lambda(folder, job, recipe.mean_of)
-        trained = train(world, recipe, recipe.config(lam), job.condition, job.seed, job.rate)
+        trained = train(world, recipe, job.condition, job.seed, job.rate, lam)
     found = asdict(job) | evaluate(world, trained.model, job.seed) | {"log": trained.log, "seconds": trained.seconds}
     found["diagnosis"] = diagnose(world, trained, job.condition, job.seed)
     path.with_suffix(".part").write_text(json.dumps(found))

@@ -93,7 +93,7 @@ def loss_inputs(
     responses: Any,
     gains: Gains,
 ) -> LossInputs:
-    """Inputs of the loss for rollouts, which ``gains`` counts, and then targets; ρ is 1."""
+    """Inputs of the loss for rollouts, which ``gains`` has, and then targets; ρ is 1."""
     rollouts, targets = len(gains.text), len(responses) - len(gains.text)
     kind = torch.tensor([ROLLOUT] * rollouts + [ANCHOR] * targets)
     modality, mask = _modality(world, responses)
@@ -115,10 +115,16 @@ def loss_inputs(
 
 
 def train(
-    world: World, recipe: Recipe, wav: WavAlignConfig, condition_name: str, seed: int, rate: float, steps: int = STEPS
+    world: World,
+    recipe: Recipe,
+    condition_name: str,
+    seed: int,
+    rate: float,
+    lam: float | None = None,
+    steps: int = STEPS,
 ) -> Trained:
-    """Train the start model by ``wav``, the configuration of ``recipe``; everything random follows from ``seed``."""
-    condition, made = CONDITIONS[condition_name], Trained(world.start())
+    """Train the start model; ``lam`` where λ is another run's mean. Everything random follows from ``seed``."""
+    wav, condition, made = recipe.config(lam), CONDITIONS[condition_name], Trained(world.start())
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     learner = _Learner(world, recipe, wav, condition, made, rate)
     for step, asked in enumerate(schedule(world, condition, seed, steps)):

@@ -51,7 +51,7 @@ class SmallWorld:
         return Score(1.0 + min(4, list(ids).count(5)), "full", 5 in ids)
 
     def lively(self, codes: Sequence[int]) -> float:
-        return 0.5
+        return sum(codes) % 5 / 4
 
 
 @pytest.fixture(autouse=True)
@@ -101,11 +101,59 @@ def test_a_nucleus_keeps_the_fewest_tokens_that_reach_it() -> None:
 
 def test_runs_of_a_seed_repeat_and_learn_what_is_rewarded() -> None:
     world: Any = SmallWorld()
-    wav = settings.RECIPES["grpo_text"].config()
-    first, again = (loop.train(world, wav, "clean", 1, 1e-2, steps=25) for _ in range(2))
+    recipe = settings.RECIPES["grpo_text"]
+    first, again = (loop.train(world, recipe, "clean", 1, 1e-2, steps=25) for _ in range(2))
     assert first.log == again.log
     scores = [row["score"] for row in first.log]
     assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.5
+
+
+def test_dpo_learns_what_is_rewarded_and_pairs_as_often_as_the_rewards_differ() -> None:
+    world: Any = SmallWorld()
+    log = loop.train(world, settings.RECIPES["dpo_text"], "clean", 1, 1e-2, steps=25).log
+    assert all(0 < row["pairs"] <= len(loop.GROUPS) // loop.ROLLOUTS for row in log)
+    scores = [row["score"] for row in log]
+    assert np.mean(scores[-5:]) > np.mean(scores[:5]) + 0.5
+
+
+def test_of_a_pair_the_gradient_is_that_of_dpo_s_loss() -> None:
+    """Against −log σ(β (gap − the reference's gap)) of the same rows by hand."""
+    world: Any = SmallWorld()
+    recipe, condition = settings.RECIPES["dpo_all"], settings.CONDITIONS["clean"]
+    made = loop.Trained(world.start())
+    learner = loop._Learner(world, recipe, recipe.config(), condition, made, 1e-3)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter.mul_(1.05)
+    asked = loop.schedule(world, condition, 1, 1)[0]
+    prompts = [asked[n][0].prompt for n in loop.GROUPS]
+    drawn = {"eos": EOS, "most": 8, "generator": torch.Generator().manual_seed(0)}
+    rows = list(zip(prompts, sampler.sample(made.model, prompts, **drawn), strict=True))
+    rewards = np.random.default_rng(0).uniform(1, 5, len(rows))
+    logp = loop.log_probs(made.model, rows)
+    gains = learner._gains(rows, logp.detach(), rewards)
+    assert gains.pairs is not None and len(gains.pairs.chosen) > 4
+    inputs = loop.loss_inputs(world, recipe.config(), condition, logp, [ids for _, ids in rows], gains)
+    ours = diagnosis._gradient(made.model, inputs, 1.0, torch.ones_like(logp, dtype=torch.bool))
+    sums = logp.sum(1) - loop.log_probs(learner.reference, rows).sum(1).detach()
+    loss = -torch.nn.functional.logsigmoid(0.1 * (sums[gains.pairs.chosen] - sums[gains.pairs.rejected])).mean()
+    theirs = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(made.model.parameters()))])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_routed_the_speech_follows_the_manner_and_not_the_content() -> None:
+    world: Any = SmallWorld()
+    recipe = settings.RECIPES["routed"]
+    learner = loop._Learner(
+        world, recipe, recipe.config(), settings.CONDITIONS["clean"], loop.Trained(world.start()), 1e-3
+    )
+    rows = [([2, 3], [4 + n % 3, SPEECH + n % 7, EOS]) for n in range(len(loop.GROUPS))]
+    rewards = np.arange(len(rows)) % loop.ROLLOUTS + 1.0
+    gains = learner._gains(rows, torch.zeros(len(rows), 3), rewards)
+    lively = torch.tensor([n % 7 % 5 / 4 for n in range(len(rows))])
+    assert gains.speech.abs().max() > 0.5
+    assert torch.equal(gains.speech, loop.group_advantages(lively, loop.GROUPS))
+    assert torch.equal(gains.text, loop.group_advantages(torch.tensor(rewards).float(), loop.GROUPS))
 
 
 def test_every_recipe_meets_the_same_questions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +167,7 @@ def test_a_gate_per_prompt_of_equal_gates_is_the_gate_of_the_step(monkeypatch: p
     world: Any = SmallWorld()
     monkeypatch.setattr(loop.MixingController, "_gates", lambda self, rewards: (0.3, 0.5, 0.5, 4.0, 2.0))
     logs = [
-        loop.train(world, settings.RECIPES[name].config(), "clean", 1, 1e-3, steps=2).log
+        loop.train(world, settings.RECIPES[name], "clean", 1, 1e-3, steps=2).log
         for name in ("adaptive_no_ema", "prompt_gate")
     ]
     assert [row["grad_norm"] for row in logs[0]] == pytest.approx([row["grad_norm"] for row in logs[1]], rel=1e-5)
@@ -133,7 +181,7 @@ def test_the_channels_sum_to_the_joint_gradient() -> None:
     gains = torch.randn(len(loop.GROUPS), generator=torch.Generator().manual_seed(0))
     wav = settings.RECIPES["joint_anchor"].config()
     logp, responses = loop.log_probs(model, rows), [ids for _, ids in rows]
-    inputs = loop.loss_inputs(world, wav, settings.CONDITIONS["clean"], logp, responses, gains)
+    inputs = loop.loss_inputs(world, wav, settings.CONDITIONS["clean"], logp, responses, loop.Gains(gains, gains))
     text = world.layout.modality(diagnosis._padded(responses, 0)) == 0
     whole, of_text, of_speech = (
         diagnosis._gradient(model, inputs, 1.0, tokens) for tokens in (torch.ones_like(text), text, ~text)
@@ -145,7 +193,7 @@ def test_the_channels_sum_to_the_joint_gradient() -> None:
 def test_a_start_has_not_moved() -> None:
     world: Any = SmallWorld()
     assert set(diagnosis.moved(world, world.start(), 1).values()) == {0.0}
-    trained = loop.train(world, settings.RECIPES["sft_anchor"].config(), "clean", 1, 1e-2, steps=3)
+    trained = loop.train(world, settings.RECIPES["sft_anchor"], "clean", 1, 1e-2, steps=3)
     assert diagnosis.moved(world, trained.model, 1)["size_text"] > 0
 
 
