@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from wavalign_ext.config import WatchdogConfig
-from wavalign_ext.integration.guard import NOTE_EVERY
+from wavalign_ext.integration.guard import GLANCE_S, NOTE_EVERY, shared_names
 from wavalign_ext.integration.mailbox import BEAT, STOP, Mailbox
 from wavalign_ext.integration.processes import Processes, living, shared_memory
 from wavalign_ext.trainer.watchdog import LISTEN_S, actor_probe, server_probe
@@ -61,12 +61,13 @@ def main() -> None:
     parts = {
         "guard: processes and the beat": lambda: (watch.look(), mailbox.get(BEAT)),
         "guard: shared memory": lambda: shared_memory(living()),
+        "guard: names in /dev/shm": shared_names,
         "watchdog: workers and the beat": lambda: ([p() for p in probes], mailbox.put(BEAT, {"number": 1})),
         "watchdog: a signal": lambda: mailbox.get(STOP),
     }
     cost = {name: cpu_ms(work, given.rounds) for name, work in parts.items()}
     poll_ms = 1000 * settings.poll_interval_s
-    every = dict(zip(parts, (poll_ms, NOTE_EVERY * poll_ms, poll_ms, 1000 * LISTEN_S), strict=True))
+    every = dict(zip(parts, (poll_ms, NOTE_EVERY * poll_ms, 1000 * GLANCE_S, poll_ms, 1000 * LISTEN_S), strict=True))
     share = sum(cost[name] / every[name] for name in parts)
     told = {name: f"{ms:.2f} ms each {every[name] / 1000:g} s" for name, ms in cost.items()}
     print(json.dumps({"actors": given.actors, **told, "share of one core": f"{share:.3%}"}, indent=1))

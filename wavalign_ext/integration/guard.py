@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +25,7 @@ from wavalign_ext.integration.run_lock import RunLock
 STOP_S = 120.0  # for the checkpoint of a run that was asked to stop
 SHUTDOWN_S = 20.0  # for Ray's own end
 HEAR_S = 2.0  # for a word of the task runner's
+GLANCE_S = 0.25  # between two glances at the names in /dev/shm: who maps a new one can be gone a second later
 NOTE_EVERY = 12  # looks between two notes of what is left if this process is killed
 
 
@@ -89,17 +91,21 @@ class Guard:
         poll = self.settings.poll_interval_s
         clock = AwakeClock(longest_gap_s=3 * poll + 30)
         watch, ear = Processes(clock, self.settings.heartbeat_timeout_s), Ear(clock, self.settings)
-        looks, seen = 0, set[str]()
-        while not self.over.wait(poll):
+        looks, looked, seen = 0, time.monotonic(), set[str]()
+        while not self.over.wait(min(GLANCE_S, poll)):
             try:
+                names = shared_names()
+                if names - seen:  # what maps a segment is not cheap to find out
+                    self._note_left()
+                seen = names
+                if time.monotonic() - looked < poll:
+                    continue
+                looked, looks = time.monotonic(), looks + 1
                 self.problem = watch.look()
                 if self.problem is None and _ray_runs():
                     self.problem = ear.listen()
-                looks += 1
-                names = _shared_names()
-                if looks % NOTE_EVERY == 1 or names - seen:  # what maps a segment is not cheap to find out
+                if looks % NOTE_EVERY == 1:
                     self._note_left()
-                seen |= names
             except Exception as error:  # a look that fails must not be the last one
                 print(f"wavalign: the guard could not look: {type(error).__name__}: {error}", flush=True)
             if self.problem is not None:
@@ -224,7 +230,8 @@ def _ray_runs() -> bool:
     return ray is not None and ray.is_initialized()
 
 
-def _shared_names() -> set[str]:
+def shared_names() -> set[str]:
+    """What is in /dev/shm, whoever it belongs to."""
     try:
         return set(os.listdir("/dev/shm"))
     except OSError:

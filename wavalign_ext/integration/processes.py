@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import psutil
 
-TRACKER_S = 3.0  # for a resource tracker to do its work
 GONE_S = 20.0  # the run's own end, and a finer line about it, come first
 # Processes that live as long as the run, by their titles; others come and go.
 LASTING = {
@@ -110,28 +109,10 @@ def shared_memory(processes: list[psutil.Process]) -> set[str]:
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """End these at once; a stopped one as well.
-
-    Python's resource trackers come last: a tracker removes the shared memory and semaphores of its process as soon as
-    that is gone, also those that nobody maps any more and that no look at the processes would find.
-    """
-    trackers = [process for process in processes if _is_tracker(process)]
-    _kill([process for process in processes if process not in trackers])
-    psutil.wait_procs(trackers, timeout=TRACKER_S)
-    _kill(trackers)
-
-
-def _kill(processes: list[psutil.Process]) -> None:
+    """End these at once; a stopped one as well."""
     for process in processes:
         try:
             process.kill()
         except psutil.Error:
             continue
     psutil.wait_procs(processes, timeout=10)
-
-
-def _is_tracker(process: psutil.Process) -> bool:
-    try:
-        return any("resource_tracker" in part for part in process.cmdline())
-    except psutil.Error:
-        return False

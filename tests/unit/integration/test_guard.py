@@ -80,6 +80,27 @@ time.sleep(60)
     assert clean(tmp_path, temp)
 
 
+def test_the_shared_memory_of_a_process_that_is_soon_dead_is_removed(tmp_path: Path) -> None:
+    """Long before the next look at the processes nobody maps it any more, so that nothing tells whose it was."""
+    code = """
+import subprocess
+guard.watch(WatchdogConfig(poll_interval_s=30))
+make = "import time; from multiprocessing import shared_memory as m, resource_tracker as t; "
+make += "s = m.SharedMemory(create=True, size=64); t.unregister(s._name, 'shared_memory'); "
+make += "print(s.name, flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", make], stdout=subprocess.PIPE, text=True)
+name = child.stdout.readline().strip()
+time.sleep(1)
+child.kill()
+child.wait()
+guard.finish(None)
+print(name)
+"""
+    process, temp = driver(tmp_path, code)
+    status, name = ended(process)
+    assert status == 0 and name.startswith("psm_") and not Path("/dev/shm", name).exists() and clean(tmp_path, temp)
+
+
 def test_a_job_that_failed(tmp_path: Path) -> None:
     process, temp = driver(tmp_path, "guard.finish(OSError(28, 'No space left on device'))")
     line = f"wavalign: OSError: [Errno 28] No space left on device. Its traceback is above; {GO_ON}"
