@@ -9,7 +9,8 @@ from twins import TWINS, build_twin, twin_layout, write_rows
 
 from wavalign_ext.speech.layout import BOUNDARY, SPEECH, TEXT, ResolvedLayout
 
-pytestmark = pytest.mark.e2e
+# Slow: make test has the default job, which is of their family, and one that hears.
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 PROMPTS, ROLLOUTS, TOKENS = 2, 4, 48
 SMALL = [
     "wavalign/hardware=cpu",
@@ -32,15 +33,14 @@ SMALL = [
     "trainer.test_freq=-1",
 ]
 RECIPES = {"glm4_voice": "wavalign_glm4_voice", "vita_audio_plus_vanilla": "wavalign_vita_audio_plus"}
-SLOW = pytest.mark.slow
 # A random model breaks the schedule soon; with constrained_decoding it cannot, and the way back is exact.
 CASES = [
-    pytest.param("vita_audio_balance", False, id="vita_audio_balance"),
-    pytest.param("vita_audio_boost", True, id="vita_audio_boost, held", marks=SLOW),
-    pytest.param("vita_audio_plus_vanilla", False, id="vita_audio_plus_vanilla", marks=SLOW),
-    pytest.param("glm4_voice", False, id="glm4_voice", marks=SLOW),
-    pytest.param("glm4_voice", True, id="glm4_voice, held", marks=SLOW),
-    pytest.param("step_audio2_mini", True, id="step_audio2_mini, held", marks=SLOW),
+    ("vita_audio_balance", False),
+    pytest.param("vita_audio_boost", True, id="vita_audio_boost, held"),
+    ("vita_audio_plus_vanilla", False),
+    ("glm4_voice", False),
+    pytest.param("glm4_voice", True, id="glm4_voice, held"),
+    pytest.param("step_audio2_mini", True, id="step_audio2_mini, held"),
 ]
 
 

@@ -84,7 +84,7 @@ def test_its_parts_do_what_they_say(monkeypatch: pytest.MonkeyPatch, registries:
     assert [score("four"), score("it is"), score("it is four now"), score("")] == [5, 5, 3, 1]
 
 
-# Slow: tests/e2e/test_twins.py shows as well that a module given to verl is loaded in each process of a job.
+# Slow: tests/e2e/test_ears.py shows as well that a module given to verl is loaded in each process of a job.
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_it_trains_two_steps(pocket: Path, tmp_path: Path) -> None:
