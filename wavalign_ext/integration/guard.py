@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from concurrent.futures import Future
 from pathlib import Path
@@ -41,7 +40,7 @@ class Guard:
         self.problem: str | None = None
         self.segments: set[str] = set()
         self.over = threading.Event()
-        self._ending = threading.Lock()
+        self._ending, self._noting = threading.Lock(), threading.Lock()
         atexit.register(self._leave)
 
     def _leave(self) -> None:
@@ -62,7 +61,8 @@ class Guard:
     def watch(self, settings: WatchdogConfig) -> None:
         """Begin to look at the run. Before Ray starts."""
         self.settings = settings
-        threading.Thread(target=self._watch, name="wavalign-guard", daemon=True).start()
+        for name, work in (("guard", self._watch), ("glance", self._glance)):
+            threading.Thread(target=work, name=f"wavalign-{name}", daemon=True).start()
 
     def _on_signal(self, number: int, _: Any) -> None:
         name, again = signal.Signals(number).name, self.signal is not None
@@ -91,19 +91,13 @@ class Guard:
         poll = self.settings.poll_interval_s
         clock = AwakeClock(longest_gap_s=3 * poll + 30)
         watch, ear = Processes(clock, self.settings.heartbeat_timeout_s), Ear(clock, self.settings)
-        looks, looked, seen = 0, time.monotonic(), set[str]()
-        while not self.over.wait(min(GLANCE_S, poll)):
+        looks = 0
+        while not self.over.wait(poll):
             try:
-                names = shared_names()
-                if names - seen:  # what maps a segment is not cheap to find out
-                    self._note_left()
-                seen = names
-                if time.monotonic() - looked < poll:
-                    continue
-                looked, looks = time.monotonic(), looks + 1
                 self.problem = watch.look()
                 if self.problem is None and _ray_runs():
                     self.problem = ear.listen()
+                looks += 1
                 if looks % NOTE_EVERY == 1:
                     self._note_left()
             except Exception as error:  # a look that fails must not be the last one
@@ -112,9 +106,23 @@ class Guard:
                 print(f"wavalign: {self.problem}: ending the run", flush=True)
                 self.end(f"{self.problem}: {GO_ON}")
 
+    def _glance(self) -> None:
+        """Note new shared memory at once; a look at the processes, or a word with Ray, may take seconds."""
+        seen = set[str]()
+        while not self.over.wait(GLANCE_S):
+            try:
+                names = shared_names()
+                if names - seen:  # what maps a segment is not cheap to find out
+                    self._note_left()
+                seen = names
+            except Exception as error:
+                print(f"wavalign: the guard could not glance: {type(error).__name__}: {error}", flush=True)
+
     def _note_left(self) -> None:
-        self.segments |= shared_memory(living())
-        self.note(shared_memory=sorted(self.segments), session=_session())
+        with self._noting:
+            if not self.over.is_set():
+                self.segments |= shared_memory(living())
+                self.note(shared_memory=sorted(self.segments), session=_session())
 
     # --- its end --------------------------------------------------------------------------------------------------
 
@@ -164,8 +172,10 @@ class Guard:
 
     def _clear_away(self) -> None:
         """Ray, its processes, and what they leave; the folder is given back last."""
+        self.over.set()
         processes = living()
-        self.segments |= shared_memory(processes)
+        with self._noting:
+            self.segments |= shared_memory(processes)
         session = _session()
         if _ray_runs():
             import ray
