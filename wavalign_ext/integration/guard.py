@@ -6,6 +6,7 @@ never. So a thread looks at the run's processes and listens to the task runner, 
 
 import atexit
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,6 +14,8 @@ import traceback
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from wavalign_ext.config import WatchdogConfig
 from wavalign_ext.integration import leftovers
@@ -39,6 +42,7 @@ class Guard:
         self.signal: int | None = None
         self.problem: str | None = None
         self.segments: set[str] = set()
+        self.children: dict[int, psutil.Process] = {}  # all that were seen: an orphan is nobody's child any more
         self.over = threading.Event()
         self._ending, self._noting = threading.Lock(), threading.Lock()
         atexit.register(self._leave)
@@ -98,6 +102,7 @@ class Guard:
                 if self.problem is None and _ray_runs():
                     self.problem = ear.listen()
                 looks += 1
+                self.children |= {pid: known.process for pid, known in watch.known.items()}
                 if looks % NOTE_EVERY == 1:
                     self._note_left()
             except Exception as error:  # a look that fails must not be the last one
@@ -121,8 +126,13 @@ class Guard:
     def _note_left(self) -> None:
         with self._noting:
             if not self.over.is_set():
-                self.segments |= shared_memory(living())
+                self._look_at_children()
                 self.note(shared_memory=sorted(self.segments), session=_session())
+
+    def _look_at_children(self) -> None:
+        processes = living()
+        self.children |= {process.pid: process for process in processes}
+        self.segments |= shared_memory(processes)
 
     # --- its end --------------------------------------------------------------------------------------------------
 
@@ -173,9 +183,9 @@ class Guard:
     def _clear_away(self) -> None:
         """Ray, its processes, and what they leave; the folder is given back last."""
         self.over.set()
-        processes = living()
         with self._noting:
-            self.segments |= shared_memory(processes)
+            self._look_at_children()
+            self.segments |= {f"/dev/shm/{name}" for name in shared_names() if _named_by(name) in self.children}
         session = _session()
         if _ray_runs():
             import ray
@@ -185,7 +195,7 @@ class Guard:
                 waiting.result(timeout=SHUTDOWN_S)
             except Exception as error:
                 print(f"wavalign: Ray did not end by itself ({type(error).__name__})", flush=True)
-        kill([process for process in processes if process.is_running()])
+        kill([process for process in self.children.values() if process.is_running()])
         leftovers.clean({**self.lock.owner, "shared_memory": sorted(self.segments), "session": session})
         self.lock.release()
 
@@ -246,6 +256,12 @@ def shared_names() -> set[str]:
         return set(os.listdir("/dev/shm"))
     except OSError:
         return set()
+
+
+def _named_by(name: str) -> int | None:
+    """The process that a semaphore of joblib's bears in its name."""
+    found = re.match(r"sem\.loky-(\d+)-", name)
+    return int(found[1]) if found else None
 
 
 def _session() -> str | None:

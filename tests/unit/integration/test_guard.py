@@ -101,6 +101,45 @@ print(name)
     assert status == 0 and name.startswith("psm_") and not Path("/dev/shm", name).exists() and clean(tmp_path, temp)
 
 
+def test_a_semaphore_that_a_child_has_put_its_number_on_is_removed(tmp_path: Path) -> None:
+    code = """
+import subprocess
+guard.watch(WatchdogConfig(poll_interval_s=0.2))
+make = "import os, time; open(f'/dev/shm/sem.loky-{os.getpid()}-test', 'w'); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", make])
+time.sleep(1)
+child.kill()
+child.wait()
+guard.finish(None)
+print(child.pid)
+"""
+    process, temp = driver(tmp_path, code)
+    status, pid = ended(process)
+    assert status == 0 and not Path(f"/dev/shm/sem.loky-{pid}-test").exists() and clean(tmp_path, temp)
+
+
+def test_an_orphan_is_ended_and_its_shared_memory_removed(tmp_path: Path) -> None:
+    """vLLM's worker goes on for seconds after its engine was killed, as nobody's child."""
+    code = """
+import subprocess
+guard.watch(WatchdogConfig(poll_interval_s=30))
+make = "import time; from multiprocessing import shared_memory as m, resource_tracker as t; "
+make += "s = m.SharedMemory(create=True, size=64); t.unregister(s._name, 'shared_memory'); "
+make += "print(s.name, flush=True); time.sleep(60)"
+parent = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+child = subprocess.Popen([sys.executable, "-c", parent, make], stdout=subprocess.PIPE, text=True)
+name = child.stdout.readline().strip()
+time.sleep(1)
+child.kill()
+child.wait()
+guard.finish(None)
+print(name)
+"""
+    process, temp = driver(tmp_path, code)
+    status, name = ended(process)
+    assert status == 0 and name.startswith("psm_") and not Path("/dev/shm", name).exists() and clean(tmp_path, temp)
+
+
 def test_a_job_that_failed(tmp_path: Path) -> None:
     process, temp = driver(tmp_path, "guard.finish(OSError(28, 'No space left on device'))")
     line = f"wavalign: OSError: [Errno 28] No space left on device. Its traceback is above; {GO_ON}"

@@ -1,0 +1,52 @@
+"""What ``make test-faults`` printed, as the table of docs/faults.md.
+
+make test-faults > faults.log; python tests/faults/verdicts.py faults.log > docs/faults.md
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from table import FAULTS
+
+HEAD = """# Faults
+
+What was done to real jobs of the pocket model, four steps with a checkpoint after each, and how they ended:
+`make test-faults`, whose output `python tests/faults/verdicts.py` made into this page. *Ends* is the exit status, *s*
+the seconds from the fault to the end of the process, or from its start where the fault is there before it. A fault
+passes when status, last line, checkpoints and what can be resumed are as they must be, and no process, shared memory,
+socket, lock or temp folder is left.
+
+| fault | ends | s | last line | verdict |
+|---|---|---|---|---|"""
+SEEN = 150  # characters of a last line
+
+
+def rows(log: str) -> list[str]:
+    """A row of the table for each fault that the log has, in the order of ``table.FAULTS``."""
+    found = {}
+    for told, line in re.findall(r"FAULT (\{.*\})\n +(.*)", log):
+        found[json.loads(told)["name"]] = (json.loads(told), line.strip())
+    made = []
+    for fault in FAULTS:
+        if fault.name not in found:
+            made.append(f"| {fault.name} | | | | not run |")
+            continue
+        told, line = found[fault.name]
+        well = told["status"] == fault.status and re.search(fault.line, line) and not told["left"]
+        verdict = "passes" if well else f"**fails**{', left: ' + ', '.join(told['left']) if told['left'] else ''}"
+        line = _hidden(line.removeprefix("wavalign: "))
+        shown = line if len(line) <= SEEN else f"{line[:SEEN].rstrip()} …"
+        made.append(f"| {fault.name} | {told['status']} | {told['s']:.0f} | {shown.replace('|', '/')} | {verdict} |")
+    return made
+
+
+def _hidden(line: str) -> str:
+    """Without the paths and addresses of this machine."""
+    line = re.sub(r"\S*/(?=run\b)", "…/", line)
+    return re.sub(r"\b\d+\.\d+\.\d+\.\d+:\d+", "HOST:PORT", line)
+
+
+if __name__ == "__main__":
+    print("\n".join([HEAD, *rows(Path(sys.argv[1]).read_text())]))
