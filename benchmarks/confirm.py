@@ -2,15 +2,19 @@
 
     python benchmarks/confirm.py            train each recipe with each seed, then the table; goes on where it was
     python benchmarks/confirm.py tables     the table of docs/evidence.md again from benchmarks/results/confirm.csv
+    python benchmarks/confirm.py audio      answers of every recipe to the same questions there, from the runs' folders
 
-A run takes about four minutes on two idle cores. A run that failed is a line of the CSV with the reason.
+A run takes about four minutes on two idle cores. A run that failed is a line of the CSV with the reason; lines of runs
+that were not asked for stay.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas
+import soundfile
 from evidence.plan import Run, read_metrics, train
 from tqdm import tqdm
 
@@ -26,6 +30,7 @@ MEASURES = {
     "NLL of text ↓": "val-anchor/nll_text",
 }
 MARKS = "<!-- {} of confirmation: python benchmarks/confirm.py tables -->"
+AUDIO_MARKS, QUESTIONS = "<!-- {} of answers: python benchmarks/confirm.py audio -->", 3
 
 
 def run_all(folder: Path, recipes: list[str], seeds: list[int], steps: int) -> None:
@@ -34,7 +39,7 @@ def run_all(folder: Path, recipes: list[str], seeds: list[int], steps: int) -> N
 
     files = [build() / "data" / f"{split}.parquet" for split in ("val", "held_out")]
     plan = [Run(recipe, seed) for seed in seeds for recipe in recipes]
-    rows: list[dict[str, Any]] = []
+    made: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for run in (progress := tqdm(plan, "runs", unit="run")):
 
         def show(step: int, name: str = run.name, bar: Any = progress) -> None:
@@ -42,8 +47,19 @@ def run_all(folder: Path, recipes: list[str], seeds: list[int], steps: int) -> N
 
         where = folder / run.name
         failure = train(run, steps, where, files, start=run.recipe == recipes[0], on_step=show)
-        rows += _rows(run, where, steps, failure)
-        pandas.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.5g")
+        for row in _rows(run, where, steps, failure):
+            made.setdefault((row["recipe"], run.seed), []).append(row)
+        _store(made)
+
+
+def _store(made: dict[tuple[str, int], list[dict[str, Any]]]) -> None:
+    """Lines of runs that were made take the place of older ones; the others stay."""
+    before = pandas.read_csv(RESULTS).to_dict("records") if RESULTS.is_file() else []
+    rows = [row for row in before if (row["recipe"], row["seed"]) not in made]
+    rows += [row for some in made.values() for row in some]
+    order = ("start", *RECIPES)
+    rows.sort(key=lambda row: (row["seed"], order.index(row["recipe"]) if row["recipe"] in order else len(order)))
+    pandas.DataFrame(rows).to_csv(RESULTS, index=False, float_format="%.5g")
 
 
 def _rows(run: Run, folder: Path, steps: int, failure: str) -> list[dict[str, Any]]:
@@ -67,14 +83,46 @@ def tables(docs: Path) -> None:
         rows = stored[(stored.recipe == recipe) & stored.failure.isna()]
         if len(rows):
             lines.append([recipe, *(_side_by_side(rows[name]) for name in ("lambda", *MEASURES))])
-    page = docs / "evidence.md"
-    before, _, rest = page.read_text().partition(MARKS.format("start"))
-    after = rest.partition(MARKS.format("end"))[2]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     failed = stored[stored.failure.notna()]
     named = [f" {row.recipe}, seed {row.seed}: {row.failure}." for row in failed.itertuples()]
     told = f"{len(failed)} runs failed." + "".join(named)
-    page.write_text(f"{before}{MARKS.format('start')}\n\n{table}\n\n{told}\n\n{MARKS.format('end')}{after}")
+    _between(MARKS, docs, f"{_markdown(lines)}\n\n{told}")
+
+
+def audio(folder: Path, docs: Path, seed: int) -> None:
+    """Rewrite the table of answers in docs/evidence.md and the sounds in docs/audio, from the runs of one seed."""
+    lines: list[list[str]] = []
+    for recipe in ("start", *RECIPES):
+        where = folder / Run(RECIPES[0] if recipe == "start" else recipe, seed).name / "validation"
+        steps = sorted(int(path.stem) for path in where.glob("*.jsonl"))
+        if not steps:
+            continue
+        step = 0 if recipe == "start" else steps[-1]
+        said = map(json.loads, (where / f"{step}.jsonl").read_text().splitlines())
+        rows = sorted(
+            (row for row in said if row["question_audio"] and row.get("wav")), key=lambda r: r["question_audio"]
+        )
+        rows = rows[:: len(rows) // QUESTIONS][:QUESTIONS]
+        lines = lines or [["recipe", *(row["question"] for row in rows)], ["---"] * (1 + len(rows))]
+        cells = []
+        for number, row in enumerate(rows):
+            sound = docs / "audio" / f"{recipe}_{number}.mp3"
+            sound.parent.mkdir(exist_ok=True)
+            soundfile.write(sound, *soundfile.read(where / row["wav"]))
+            cells.append(f'{row["text"]} <audio controls preload="none" src="../audio/{sound.name}"></audio>')
+        lines.append([recipe, *cells])
+    _between(AUDIO_MARKS, docs, _markdown(lines))
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _between(marks: str, docs: Path, text: str) -> None:
+    """Put ``text`` between the marks of docs/evidence.md."""
+    page, (start, end) = docs / "evidence.md", (marks.format("start"), marks.format("end"))
+    before, _, rest = page.read_text().partition(start)
+    page.write_text(f"{before}{start}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
 
 
 def _side_by_side(values: Any) -> str:
@@ -83,7 +131,7 @@ def _side_by_side(values: Any) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("all", "tables"), default="all", help="default: all")
+    parser.add_argument("what", nargs="?", choices=("all", "tables", "audio"), default="all", help="default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "confirm", help="folder of the runs")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
@@ -91,7 +139,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "all":
         run_all(arguments.out, arguments.recipes, arguments.seeds, arguments.steps)
-    tables(ROOT / "docs")
+    if arguments.what != "tables":
+        audio(arguments.out, ROOT / "docs", arguments.seeds[-1])
+    if arguments.what != "audio":
+        tables(ROOT / "docs")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def overrides(run: Run, steps: int, folder: Path, val_files: list[Path], start: 
         "data.seed": run.seed,
         "actor_rollout_ref.rollout.seed": run.seed,
         "data.val_files": f"[{','.join(map(str, val_files))}]",
-        "wavalign.audio_dump.max_answers": 8,
+        "wavalign.audio_dump.max_answers": 1000,  # all, so that every recipe's answer to a question can be heard
     }
     return [f"{key}={value}" for key, value in keys.items()]
 

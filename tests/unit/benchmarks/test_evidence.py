@@ -1,11 +1,13 @@
 """The comparison's machinery: what a run is told, its intervals, and a table that leaves no run out."""
 
+import json
 from pathlib import Path
 
 import confirm
 import numpy as np
 import pandas
 import pytest
+import soundfile
 from evidence import bootstrap, plan
 
 
@@ -48,3 +50,48 @@ def test_the_table_has_every_run_and_names_those_that_failed(tmp_path: Path, mon
     assert page.startswith("before") and page.endswith("after\n") and "stale" not in page
     assert "| wavalign | 0.500, 0.500 | 0.250, 0.250 |" in page and "| start | – | 0.250 |" in page
     assert "1 runs failed. grpo_text, seed 1: exit status 1, see job.log." in page
+
+
+def test_a_run_takes_the_place_of_its_older_self_and_of_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confirm, "RESULTS", tmp_path / "confirm.csv")
+
+    def row(recipe: str, seed: int, lam: float) -> dict:
+        return {"recipe": recipe, "seed": seed, "failure": "", "lambda": lam}
+
+    confirm._store({("wavalign", 1): [row("wavalign", 1, 0.1)], ("start", 1): [row("start", 1, 0.0)]})
+    confirm._store({("wavalign", 1): [row("wavalign", 1, 0.2)], ("wavalign", 2): [row("wavalign", 2, 0.3)]})
+    found = pandas.read_csv(tmp_path / "confirm.csv")
+    assert list(zip(found.recipe, found.seed, found["lambda"], strict=True)) == [
+        ("start", 1, 0.0),
+        ("wavalign", 1, 0.2),
+        ("wavalign", 2, 0.3),
+    ]
+
+
+def test_every_recipe_is_heard_on_the_same_questions(tmp_path: Path) -> None:
+    runs = [(plan.Run("sft_anchor", 2), step) for step in (0, 30)] + [(plan.Run("wavalign", 2), 30)]
+    for run, step in runs:
+        where = tmp_path / run.name / "validation"
+        where.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for n in reversed(range(12)):
+            soundfile.write(where / f"{step}_{n}.wav", np.full(1600, 0.1), 16000)
+            lines.append(
+                {"question_audio": f"q{n:02}.wav", "question": f"question {n}", "text": f"{run.recipe} {step}"}
+            )
+            lines[-1]["wav"] = f"{step}_{n}.wav"
+        lines.append({"question_audio": None, "question": "unheard", "text": "", "wav": lines[0]["wav"]})
+        (where / f"{step}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "evidence.md").write_text("\n".join(confirm.AUDIO_MARKS.format(end) for end in ("start", "end")))
+    confirm.audio(tmp_path, tmp_path, 2)
+    page = (tmp_path / "evidence.md").read_text()
+    assert "| recipe | question 0 | question 4 | question 8 |" in page
+    assert [line.split(" <audio")[0] for line in page.splitlines()[4:7]] == [
+        "| start | sft_anchor 0",
+        "| sft_anchor | sft_anchor 30",
+        "| wavalign | wavalign 30",
+    ]
+    wave, rate = soundfile.read(tmp_path / "audio" / "wavalign_2.mp3")
+    assert rate == 16000 and len(wave) >= 1600 and abs(wave).max() > 0.05
