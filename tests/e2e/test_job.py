@@ -8,6 +8,8 @@ import pytest
 import soundfile
 from jobs import SMALL, Job, assert_same_step, resume_from
 
+from wavalign_ext.integration.processes import LASTING
+
 pytestmark = pytest.mark.e2e
 STEPS, RESUMED_AFTER, MEMORY_GB = 3, 2, 16
 
@@ -56,6 +58,11 @@ def test_the_run_leaves_nothing_behind_and_fits(job: Job) -> None:
     assert job.left_behind() == []
     print(f"peak memory of the job: {job.peak_gb:.1f} GB")
     assert 1 < job.peak_gb < MEMORY_GB
+
+
+def test_every_process_that_is_watched_for_is_there_under_its_title(job: Job) -> None:
+    """A class of verl's or of ours that is renamed would be watched no more."""
+    assert [start for start in LASTING if not any(title.startswith(start) for title in job.titles)] == []
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(job: Job, tmp_path: Path) -> None:

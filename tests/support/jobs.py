@@ -36,12 +36,13 @@ class Job:
 
     def wait(self) -> "Job":
         """Raises AssertionError, after it has killed the job, when that takes longer than the limit."""
-        self.peak_gb = 0.0
+        self.peak_gb, self.titles = 0.0, set[str]()
         while self.process.poll() is None:
             if time.monotonic() - self.began > self.limit_s:
                 self.kill()
                 raise AssertionError(f"the job did not end in {self.limit_s} s: {self.output[-4000:]}")
             self.peak_gb = max(self.peak_gb, _memory_gb(self.process.pid))
+            self.titles |= _titles(self.process.pid)
             time.sleep(2)
         self.wall_s = time.monotonic() - self.began
         return self
@@ -104,6 +105,17 @@ def assert_same_step(resumed: Job, whole: Job, step: int) -> None:
     assert math.isclose(after["wavalign/lambda"], before["wavalign/lambda"], rel_tol=1e-9)
     # The policy's part is a sum of terms that cancel, in the order in which the rollouts came: fp32 leaves 1e-7 of it.
     assert math.isclose(after["actor/total_loss"], before["actor/total_loss"], rel_tol=1e-6, abs_tol=1e-7)
+
+
+def _titles(pid: int) -> set[str]:
+    """Of its children."""
+    found = set()
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            found.add((process.cmdline() or [""])[0].rpartition("/")[2])
+        except psutil.Error:
+            continue
+    return found
 
 
 def _memory_gb(pid: int) -> float:
