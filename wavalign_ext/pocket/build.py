@@ -1,4 +1,4 @@
-"""Builds the asset folder: voices, codebooks, tokenizer, data, warm start, report. Stages that are done stay done."""
+"""Builds the asset folder: voices, codebooks, tokenizer, data, warm start. Stages that are done stay done."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from wavalign_ext.pocket import SAMPLE_RATE, pocket_dir
-from wavalign_ext.pocket.domain import FORMS, LIKED, Question, items, questions
+from wavalign_ext.pocket.domain import FORMS, Question, items, questions
 from wavalign_ext.pocket.rows import Said, Spoken
 from wavalign_ext.pocket.voices import DULL, LIVELY, MANNERS, VOICES, Voice
 
@@ -23,7 +23,7 @@ SEED = 0
 TRAIN_ROWS, VAL_ROWS = 1024, 96
 WARM, RL, HELD_OUT = "warm", "rl", "held_out"
 WARM_DRAWS = 3  # rows of the warm start for each spoken question, each with another form and manner
-MEASURED_ANSWERS, CHECKED_QUESTIONS = 24, 160
+CHECKED_QUESTIONS = 160
 
 
 def build(out: Path | None = None, force: bool = False) -> Path:
@@ -48,7 +48,7 @@ def build(out: Path | None = None, force: bool = False) -> Path:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         work.mkdir(exist_ok=True)
         builder = _Builder(work)
-        for stage in (builder.speak, builder.fit, builder.encode, builder.warm_start, builder.measure):
+        for stage in (builder.speak, builder.fit, builder.encode, builder.warm_start):
             builder.run(stage)
         builder.finish()
         os.replace(work, out)
@@ -78,7 +78,7 @@ class _Builder:
         """Every question by the voices that ask it, every form of every answer in both manners; for the next stages."""
         from wavalign_ext.pocket.voices import MANNERS, speak
 
-        asked, said = _asked(), _said()
+        asked, said = _asked(), said_answers()
         spoken = speak([(voice, f"{q.text}?") for voice, q in asked], "questions")
         answers = speak([(MANNERS[manner], f"{FORMS[form].format(word)}.") for word, form, manner in said], "answers")
         _save_waves(self.work / "questions.npz", spoken)
@@ -88,14 +88,15 @@ class _Builder:
 
     def answers(self) -> dict[Said, np.ndarray]:
         """The recorded answers."""
-        return dict(zip(_said(), _load_waves(self.work / "answers.npz"), strict=True))
+        return dict(zip(said_answers(), _load_waves(self.work / "answers.npz"), strict=True))
 
     # --- codebooks ------------------------------------------------------------------------------------------------
 
     def fit(self) -> dict[str, Any]:
-        """The two codebooks, the table of manners, and what a round trip through the answer codec costs."""
-        from wavalign_ext.pocket.fit import fit_mel_vq, fit_units
+        """The two codebooks, and the table that tells a lively code from a dull one."""
+        from wavalign_ext.pocket.fit import fit_mel_vq, fit_units, manner_table
         from wavalign_ext.speech.asr import write_language_model
+        from wavalign_ext.speech.codecs import load_codec
 
         waves = _load_waves(self.work / "questions.npz")
         heard = [wave for (voice, _), wave in zip(_asked(), waves, strict=True) if voice.role in (WARM, RL)]
@@ -105,47 +106,11 @@ class _Builder:
         fit_mel_vq(list(answers.values()), self.work / "codec", SEED)
         sentences = sorted({FORMS[form].format(word) for word, form, _ in answers})
         write_language_model(sentences, self.work / "asr" / "answers.arpa")
-        # A second codec that never saw the measured words tells how much of the first one's quality is memory.
-        measured = random.Random(SEED).sample(sorted({word for word, _, _ in answers}), MEASURED_ANSWERS)
-        fit_mel_vq([w for key, w in answers.items() if key[0] not in measured], self.work / "codec_of_others", SEED)
-        numbers = self._round_trips({word: answers[word, LIKED, LIVELY] for word in measured})
-        shutil.rmtree(self.work / "codec_of_others")
-        return numbers | self._manners(answers, measured)
-
-    def _round_trips(self, waves: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Whisper's word error rate of sentences recorded and decoded, and the milliseconds of one decoding."""
-        from wavalign_ext.pocket.fit import ROUND_TRIPS, round_trip_wer
-        from wavalign_ext.speech.asr import load_recognizer
-        from wavalign_ext.speech.codecs import load_codec
-
-        numbers: dict[str, Any] = {"utterances": len(waves)}
-        # One thread for each: two of one call wait for each other as soon as anything else wants a core.
-        recognizer = load_recognizer({"type": "whisper", "threads": 1, "workers": ROUND_TRIPS})
-        texts = [FORMS[LIKED].format(word) for word in waves]
-        for label, folder in (("recorded", None), ("round_trip", "codec"), ("round_trip_unseen", "codec_of_others")):
-            codec = load_codec({"type": "mel_vq", "path": self.work / folder}) if folder else None
-            wer = round_trip_wer(codec, list(waves.values()), texts, recognizer)
-            numbers[f"whisper_wer_{label}"] = round(wer, 3)
         codec = load_codec({"type": "mel_vq", "path": self.work / "codec"})
-        coded = [codec.encode(wave) for wave in waves.values()]
-        began = time.process_time()
-        for codes in coded:
-            codec.decode(codes)
-        return numbers | {"decode_ms": round(1000 * (time.process_time() - began) / len(coded), 1)}
-
-    def _manners(self, answers: dict[Said, np.ndarray], measured: list[str]) -> dict[str, Any]:
-        """Write what tells a lively code from a dull one; the share of recordings of unseen words that it tells."""
-        from wavalign_ext.pocket.fit import manner_table
-        from wavalign_ext.speech.codecs import load_codec
-
-        codec = load_codec({"type": "mel_vq", "path": self.work / "codec"})
-        codes = {key: codec.encode(wave) for key, wave in answers.items()}
-        table = manner_table([(k[2], c) for k, c in codes.items()], LIVELY, DULL, codec.codebook_size)
+        codes = [(said[2], codec.encode(wave)) for said, wave in answers.items()]
+        table = manner_table(codes, LIVELY, DULL, codec.codebook_size)
         (self.work / "codec" / "manner.json").write_text(json.dumps([round(float(value), 4) for value in table]))
-        others = [(k[2], c) for k, c in codes.items() if k[0] not in measured]
-        blind = manner_table(others, LIVELY, DULL, codec.codebook_size) > 0
-        told = [(blind[c].mean() > 0.5) == (k[2] == LIVELY) for k, c in codes.items() if k[0] in measured]
-        return {"manner_told_unseen": round(float(np.mean(told)), 3)}
+        return {"answers": len(answers)}
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -189,25 +154,6 @@ class _Builder:
 
     # --- model ----------------------------------------------------------------------------------------------------
 
-    def examples(self, split: str) -> list[Any]:
-        """The rows of a split as token ids."""
-        import pandas
-        from transformers import AutoTokenizer
-
-        from wavalign_ext.pocket.warmstart import Example
-        from wavalign_ext.speech.chat import prompt_ids
-        from wavalign_ext.speech.layout import load_layout
-
-        tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
-        layout = load_layout("pocket").resolve(tokenizer)
-        found = []
-        for row in pandas.read_parquet(self.work / "data" / f"{split}.parquet").to_dict("records"):
-            text = tokenizer.encode(row["target_text"], add_special_tokens=False)
-            target = layout.target(text, list(row["target_speech"]))
-            prompt = prompt_ids(tokenizer, list(row["prompt"]))
-            found.append(Example(prompt, target, row["extra_info"]["keywords"][0], row["ability"]))
-        return found
-
     def warm_start(self) -> dict[str, Any]:
         """Supervised training on the warm voices, until it answers enough of what the RL voices ask."""
         from transformers import AutoTokenizer
@@ -217,11 +163,11 @@ class _Builder:
 
         tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
         layout, settings = load_layout("pocket").resolve(tokenizer), WarmStart()
-        asked = balanced(self.examples("train"), CHECKED_QUESTIONS, random.Random(SEED), kind=lambda e: e.kind)
+        asked = balanced(examples(self.work, "train"), CHECKED_QUESTIONS, random.Random(SEED), kind=lambda e: e.kind)
         model = new_model(len(tokenizer), layout, settings)
         history = train(
             model,
-            self.examples("warm"),
+            examples(self.work, "warm"),
             layout,
             settings,
             lambda taught: accuracy(taught, asked, layout, tokenizer, group=1)["by_kind"],
@@ -229,25 +175,6 @@ class _Builder:
         model.generation_config.eos_token_id = list(layout.eos_ids)
         model.save_pretrained(self.work / "model")
         return {"parameters": sum(p.numel() for p in model.parameters()), "checks": history}
-
-    def measure(self) -> dict[str, Any]:
-        """What is right, in which form and manner, of sampled answers to voices never heard."""
-        import torch
-        from transformers import AutoTokenizer, Qwen2ForCausalLM
-
-        from wavalign_ext.pocket.warmstart import accuracy
-        from wavalign_ext.speech.layout import load_layout
-
-        torch.manual_seed(SEED)
-        tokenizer = AutoTokenizer.from_pretrained(self.work / "model")
-        layout = load_layout("pocket").resolve(tokenizer)
-        model = Qwen2ForCausalLM.from_pretrained(self.work / "model")
-        lively = np.array(json.loads((self.work / "codec" / "manner.json").read_text())) > 0
-        chosen, settings = self.examples("val"), {"group": 8, "lively": lively}
-        return {
-            "at_validation": accuracy(model, chosen, layout, tokenizer, **settings),
-            "at_training": accuracy(model, chosen, layout, tokenizer, temperature=1.0, top_p=1.0, **settings),
-        }
 
     def finish(self) -> None:
         """Write the report and the layout, drop what only the build needed."""
@@ -268,21 +195,29 @@ class _Builder:
 def summary(folder: Path) -> str:
     """The report of a finished build, for people."""
     report = json.loads((folder / "report.json").read_text())
-    start, codec = report["measure"]["at_validation"], report["fit"]
     lines = [f"pocket assets: {folder}"]
-    lines += [
-        f"  {name:<11}{report[name]['seconds']:>7} s" for name in ("speak", "fit", "encode", "warm_start", "measure")
-    ]
-    lines.append(
-        f"  codec round trip, word error rate by Whisper: {codec['whisper_wer_recorded']:.1%} → "
-        f"{codec['whisper_wer_round_trip']:.1%}, {codec['decode_ms']} ms a decoding"
-    )
-    lines.append(
-        f"  warm start: {start['right']:.0%} right on new voices, {start['liked']:.0%} in the form that the reward "
-        f"likes, {start['lively']:.0%} lively"
-    )
-    lines.append("  by kind: " + ", ".join(f"{kind} {share:.0%}" for kind, share in start["by_kind"].items()))
+    lines += [f"  {name:<11}{report[name]['seconds']:>7} s" for name in ("speak", "fit", "encode", "warm_start")]
     return "\n".join(lines)
+
+
+def examples(folder: Path, split: str) -> list[Any]:
+    """The rows of a split as token ids."""
+    import pandas
+    from transformers import AutoTokenizer
+
+    from wavalign_ext.pocket.warmstart import Example
+    from wavalign_ext.speech.chat import prompt_ids
+    from wavalign_ext.speech.layout import load_layout
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    layout = load_layout("pocket").resolve(tokenizer)
+    found = []
+    for row in pandas.read_parquet(folder / "data" / f"{split}.parquet").to_dict("records"):
+        text = tokenizer.encode(row["target_text"], add_special_tokens=False)
+        target = layout.target(text, list(row["target_speech"]))
+        prompt = prompt_ids(tokenizer, list(row["prompt"]))
+        found.append(Example(prompt, target, row["extra_info"]["keywords"][0], row["ability"]))
+    return found
 
 
 def balanced(rows: list[Any], count: int, rng: random.Random, kind: Callable[[Any], str] = lambda s: s.kind) -> list:
@@ -307,7 +242,8 @@ def _asked() -> list[tuple[Voice, Question]]:
     ]
 
 
-def _said() -> list[Said]:
+def said_answers() -> list[Said]:
+    """Every answer that is recorded."""
     words = dict.fromkeys(item.word for item in items())
     return [(word, form, manner) for word in words for form in FORMS for manner in MANNERS]
 

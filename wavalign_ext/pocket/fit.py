@@ -1,21 +1,16 @@
-"""Fitting the two codebooks by k-means, and measuring what the answer codec costs in understood words."""
+"""Fitting the two codebooks by k-means, and the table of manners."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
-from tqdm import tqdm
 
 from wavalign_ext.pocket import ANSWER_CODES, HEARD_UNITS, SAMPLE_RATE
-from wavalign_ext.speech.asr import Recognizer, word_error_rate
-from wavalign_ext.speech.codecs.base import SpeechCodec
 from wavalign_ext.speech.codecs.fitted import MelVQ, Units, save_codebook
 
 MOST_FRAMES, ROUNDS = 30_000, 15
-ROUND_TRIPS = 2  # at once
 
 
 def fit_units(waves: Sequence[np.ndarray], folder: Path, seed: int, units: int = HEARD_UNITS) -> None:
@@ -46,17 +41,6 @@ def manner_table(codes: Sequence[tuple[str, Sequence[int]]], one: str, other: st
     for manner, some in codes:
         np.add.at(counts[manner], np.asarray(some, dtype=int), 1)
     return np.log(counts[one] / counts[one].sum()) - np.log(counts[other] / counts[other].sum())
-
-
-def round_trip_wer(
-    codec: SpeechCodec | None, waves: Sequence[np.ndarray], texts: Sequence[str], recognizer: Recognizer
-) -> float:
-    """Mean word error rate of ``waves`` after encode and decode; of the recordings themselves without a codec."""
-    given = [wave if codec is None else codec.decode(codec.encode(wave)) for wave in waves]
-    with ThreadPoolExecutor(ROUND_TRIPS) as threads:
-        heard = threads.map(lambda wave: recognizer.transcribe(wave, SAMPLE_RATE), given)
-        pairs = zip(texts, tqdm(heard, "round trip", len(texts), unit="utt"), strict=True)
-        return float(np.mean([word_error_rate(text, said) for text, said in pairs]))
 
 
 def _kmeans(features: np.ndarray, clusters: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from wavalign_ext.pocket.rows import RowWriter, Spoken, answer_audio, demonstrat
 from wavalign_ext.pocket.voices import DULL, LIVELY, MANNERS, VOICES
 from wavalign_ext.speech.layout import load_layout
 
-STAGES = ("speak", "fit", "encode", "warm_start", "measure")
+STAGES = ("speak", "fit", "encode", "warm_start")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_an_interrupted_build_goes_on_from_its_last_finished_stage(
             build(tmp_path / "pocket")
     assert not (tmp_path / "pocket").exists()
     build(tmp_path / "pocket")
-    assert stages == ["speak", "fit", "encode", "warm_start", "measure"]
+    assert stages == ["speak", "fit", "encode", "warm_start"]
 
 
 def _hold(path: str) -> None:
@@ -194,9 +194,14 @@ def test_the_built_rows_agree_with_each_other_and_with_the_tokenizer(assets: Pat
         assert (assets / row["extra_info"]["question_audio"]).is_file()
 
 
-def test_the_warm_start_leaves_work_for_reinforcement(assets: Path) -> None:
+@pytest.mark.slow
+def test_the_voice_is_understood_and_the_warm_start_leaves_work_for_reinforcement(assets: Path) -> None:
+    from wavalign_ext.pocket.measure import lines, measure
+
+    found = measure(assets)
     report = json.loads((assets / "report.json").read_text())
-    start, codec = report["measure"]["at_training"], report["fit"]
+    assert report["measured"] == found and f"{found['start']['at_validation']['right']:.0%} right" in lines(found)[1]
+    start, codec = found["start"]["at_training"], found["voice"]
     assert 0.35 <= start["right"] <= 0.85 and start["liked"] < 0.6 and 0.3 < start["lively"] < 0.7, start
     assert start["mixed_groups_of_4"] >= 1 / 4, start
     assert codec["whisper_wer_round_trip"] <= 0.10 and codec["decode_ms"] <= 20
