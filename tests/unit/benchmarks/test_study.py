@@ -237,4 +237,5 @@ def test_tables_come_from_the_stored_runs(tmp_path: Path, monkeypatch: pytest.Mo
     own = table[(table.taught == 1)].groupby("recipe").score.mean()
     found = stored.difference("clean", "adaptive", "sft_anchor", "score")
     assert found.mean == pytest.approx(own["adaptive"] - own["sft_anchor"]) and found.seeds == 2
-    assert {path.name for path in (docs / "images").iterdir()} == {f"study_{name}.png" for name in ("trade", "curves", "moved")}
+    figures = {f"study_{name}.png" for name in ("trade", "curves", "moved")}
+    assert {path.name for path in (docs / "images").iterdir()} == figures
