@@ -22,7 +22,7 @@ def draw(stored: Any, folder: Path) -> None:
 
 
 def _trade(stored: Any, path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.2), sharex=True, layout="constrained")
     recipes = stored.recipes("clean")
     for axis, name in zip(axes, ("lively", "nll_speech"), strict=True):
         for number, recipe in enumerate(recipes):
@@ -35,13 +35,13 @@ def _trade(stored: Any, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("EQ: share of lively codes (better ↑)")
     axes[1].set_ylabel("NLL of held-out speech (better ↓)")
-    axes[1].legend(fontsize=8)
+    _legend(axes[1])
     _save(figure, path)
 
 
 def _curves(stored: Any, path: Path) -> None:
     clean = stored.steps[(stored.steps.condition == "clean") & (stored.steps.seed != TUNING_SEED)]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained")
     for axis, (name, title) in zip(axes, (("score", "score of rollouts"), ("lam", "λ")), strict=True):
         for number, recipe in enumerate(stored.recipes("clean")):
             by_step = clean[clean.recipe == recipe].groupby("step")[name].mean()
@@ -50,14 +50,14 @@ def _curves(stored: Any, path: Path) -> None:
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    axes[1].legend(fontsize=8)
+    _legend(axes[0])
     _save(figure, path)
 
 
 def _moved(stored: Any, path: Path) -> None:
     clean = stored.runs[(stored.runs.condition == "clean") & (stored.runs.seed != TUNING_SEED)]
     recipes = [recipe for recipe in stored.recipes("clean") if recipe != "start"]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constrained")
     for axis, name, title in zip(axes, ("size", "change"), ("mean size of the change", "mean change"), strict=True):
         for offset, modality, color in ((-0.2, "text", COLORS[0]), (0.2, "speech", COLORS[2])):
             values = [clean[clean.recipe == recipe][f"{name}_{modality}"] for recipe in recipes]
@@ -73,7 +73,11 @@ def _moved(stored: Any, path: Path) -> None:
     _save(figure, path)
 
 
+def _legend(axis: Any) -> None:
+    """Right of all panels, where it hides nothing."""
+    axis.figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside center right")
+
+
 def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
