@@ -80,15 +80,24 @@ time.sleep(60)
     assert clean(tmp_path, temp)
 
 
-def test_the_shared_memory_of_a_process_that_is_soon_dead_is_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "parent",
+    [
+        pytest.param("exec(sys.argv[1])", id="its own"),
+        # vLLM's worker goes on for seconds after its engine was killed, as nobody's child.
+        pytest.param("subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()", id="an orphan's"),
+    ],
+)
+def test_the_shared_memory_of_a_process_that_is_soon_dead_is_removed(tmp_path: Path, parent: str) -> None:
     """Long before the next look at the processes nobody maps it any more, so that nothing tells whose it was."""
-    code = """
+    code = f"""
 import subprocess
 guard.watch(WatchdogConfig(poll_interval_s=30))
 make = "import time; from multiprocessing import shared_memory as m, resource_tracker as t; "
 make += "s = m.SharedMemory(create=True, size=64); t.unregister(s._name, 'shared_memory'); "
 make += "print(s.name, flush=True); time.sleep(60)"
-child = subprocess.Popen([sys.executable, "-c", make], stdout=subprocess.PIPE, text=True)
+parent = "import subprocess, sys; " + {parent!r}
+child = subprocess.Popen([sys.executable, "-c", parent, make], stdout=subprocess.PIPE, text=True)
 name = child.stdout.readline().strip()
 time.sleep(1)
 child.kill()
@@ -116,28 +125,6 @@ print(child.pid)
     process, temp = driver(tmp_path, code)
     status, pid = ended(process)
     assert status == 0 and not Path(f"/dev/shm/sem.loky-{pid}-test").exists() and clean(tmp_path, temp)
-
-
-def test_an_orphan_is_ended_and_its_shared_memory_removed(tmp_path: Path) -> None:
-    """vLLM's worker goes on for seconds after its engine was killed, as nobody's child."""
-    code = """
-import subprocess
-guard.watch(WatchdogConfig(poll_interval_s=30))
-make = "import time; from multiprocessing import shared_memory as m, resource_tracker as t; "
-make += "s = m.SharedMemory(create=True, size=64); t.unregister(s._name, 'shared_memory'); "
-make += "print(s.name, flush=True); time.sleep(60)"
-parent = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
-child = subprocess.Popen([sys.executable, "-c", parent, make], stdout=subprocess.PIPE, text=True)
-name = child.stdout.readline().strip()
-time.sleep(1)
-child.kill()
-child.wait()
-guard.finish(None)
-print(name)
-"""
-    process, temp = driver(tmp_path, code)
-    status, name = ended(process)
-    assert status == 0 and name.startswith("psm_") and not Path("/dev/shm", name).exists() and clean(tmp_path, temp)
 
 
 def test_a_job_that_failed(tmp_path: Path) -> None:
