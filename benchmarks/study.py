@@ -1,6 +1,7 @@
 """Does the method do what its paper claims? Recipes × conditions × seeds on the pocket model, in a plain loop.
 
     python benchmarks/study.py            tune, train, evaluate, then tables and figures; goes on where it was
+    python benchmarks/study.py add        only runs that benchmarks/results/study_*.csv lack, at the rates there
     python benchmarks/study.py tables     tables and figures again from benchmarks/results/study_*.csv
 
 Two processes of one thread each; a run takes about half a minute of one. Learning rates are tuned per recipe on a seed
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+KEYS = ["condition", "recipe", "seed", "rate"]
 HARDER = ("sft_anchor", "grpo_text", "fixed_mean", "adaptive", "prompt_gate")
 """Recipes of the conditions other than ``clean``."""
 
@@ -111,31 +113,45 @@ def best_rates(folder: Path) -> dict[str, float]:
     return {name: max(tried)[1] for name, tried in by_recipe.items()}
 
 
-def run_all(folder: Path, seeds: list[int], conditions: list[str], rate: float | None, processes: int) -> None:
-    """Without a ``rate`` for all recipes, each has one tuned."""
+def stored_jobs() -> set[Job]:
+    """The runs of the CSV files."""
+    runs = pandas.read_csv(RESULTS / "study_runs.csv")
+    return {Job(**line) for line in runs[KEYS].to_dict("records")}
+
+
+def run_all(
+    folder: Path, seeds: list[int], conditions: list[str], rate: float | None, processes: int, add: bool = False
+) -> None:
+    """Without a ``rate`` for all recipes, each has one tuned, or the stored one with ``add``."""
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
+    there = stored_jobs() if add else set()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
 
         def all_of(part: list[Job], what: str) -> None:
+            part = [job for job in part if job not in there]
             made = pool.map(partial(run, folder=folder), part)
             for _ in tqdm(made, what, total=len(part), unit="run"):
                 pass
 
-        if rate is None:
+        if there:
+            rates = {job.recipe: job.rate for job in there if job.seed != TUNING_SEED}
+        elif rate is None:
             all_of(tuning(), "tuning")
-        rates = best_rates(folder) if rate is None else dict.fromkeys(RECIPES, rate)
+            rates = best_rates(folder)
+        else:
+            rates = dict.fromkeys(RECIPES, rate)
         for number, part in enumerate(jobs(rates, seeds, conditions), 1):
             all_of(part, f"round {number}")
-    store(folder)
+    store(folder, add)
 
 
-def store(folder: Path) -> None:
-    """All runs in ``folder`` as CSV files."""
+def store(folder: Path, add: bool = False) -> None:
+    """All runs in ``folder`` as CSV files; with ``add`` beside the others that are there."""
     tables: dict[str, list[dict[str, Any]]] = {"runs": [], "answers": [], "targets": [], "steps": []}
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text())
-        who = {name: found[name] for name in ("condition", "recipe", "seed", "rate")}
+        who = {name: found[name] for name in KEYS}
         seconds = {f"{name}_s": value / STEPS for name, value in found["seconds"].items()}
         lam = [row["lam"] for row in found["log"]]
         tables["runs"].append(who | {"lam": statistics.mean(lam) if lam else None} | found["diagnosis"] | seconds)
@@ -144,20 +160,26 @@ def store(folder: Path) -> None:
     for name, rows in tables.items():
         path = RESULTS / f"study_{name}.csv{'.gz' if name in ('answers', 'targets') else ''}"
         compression: Any = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
-        pandas.DataFrame(rows).to_csv(path, index=False, float_format="%.5g", compression=compression)
+        table = pandas.DataFrame(rows)
+        if add:
+            before: Any = pandas.read_csv(path)
+            new = before[KEYS].apply(tuple, axis=1).isin(set(table[KEYS].itertuples(index=False, name=None)))
+            table = pandas.concat([before[~new], table]).sort_values(["condition", "recipe"], kind="stable")
+        table.to_csv(path, index=False, float_format="%.5g", compression=compression)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("all", "tables"), default="all", help="default: all")
+    parser.add_argument("what", nargs="?", choices=("all", "add", "tables"), default="all", help="default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "study", help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=list(CONDITIONS))
     parser.add_argument("--rate", type=float, help="one learning rate for all recipes, in place of tuning each")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, each on one core (default 2)")
     arguments = parser.parse_args()
-    if arguments.what == "all":
-        run_all(arguments.out, arguments.seeds, arguments.conditions, arguments.rate, arguments.processes)
+    if arguments.what != "tables":
+        add, given = arguments.what == "add", (arguments.seeds, arguments.conditions, arguments.rate)
+        run_all(arguments.out, *given, arguments.processes, add)
     from evidence.study_tables import make
 
     make(RESULTS, ROOT / "docs")

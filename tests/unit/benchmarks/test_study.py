@@ -208,8 +208,9 @@ def test_the_plan_leaves_nothing_out_and_takes_what_it_needs_from_the_first_roun
     assert not {job.seed for job in study.tuning()} & set(settings.SEEDS)
 
 
-def test_tables_come_from_the_stored_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From runs of the loop itself, two seeds of two recipes, to a page with the differences and their signs."""
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs of the loop itself, two seeds of two recipes, and a page for the tables."""
     from evidence import study_tables
 
     for name, value in (("ANSWERS", 20), ("UNTAUGHT", 5), ("TARGETS", 10)):
@@ -229,13 +230,47 @@ def test_tables_come_from_the_stored_runs(tmp_path: Path, monkeypatch: pytest.Mo
     (docs / "evidence.md").write_text(
         "before\n" + "\n".join(map(study_tables.MARKS.format, ("start", "end"))) + "\nafter"
     )
-    study_tables.make(tmp_path, docs)
-    page = (docs / "evidence.md").read_text()
+    return tmp_path
+
+
+def test_tables_come_from_the_stored_runs(made: Path) -> None:
+    """A page with the differences and their signs."""
+    from evidence import study_tables
+
+    study_tables.make(made, made / "docs")
+    page = (made / "docs" / "evidence.md").read_text()
     assert page.startswith("before\n") and page.endswith("\nafter") and "| adaptive − sft_anchor |" in page
-    stored = study_tables.Stored(tmp_path)
-    table = pandas.read_csv(tmp_path / "study_answers.csv.gz")
+    stored = study_tables.Stored(made)
+    table = pandas.read_csv(made / "study_answers.csv.gz")
     own = table[(table.taught == 1)].groupby("recipe").score.mean()
-    found = stored.difference("clean", "adaptive", "sft_anchor", "score")
+    found = stored.difference(("clean", "adaptive"), ("clean", "sft_anchor"), "score")
     assert found.mean == pytest.approx(own["adaptive"] - own["sft_anchor"]) and found.seeds == 2
     figures = {f"study_{name}.png" for name in ("trade", "curves", "moved")}
-    assert {path.name for path in (docs / "images").iterdir()} == figures
+    assert {path.name for path in (made / "docs" / "images").iterdir()} == figures
+
+
+def test_runs_are_added_to_those_that_are_stored(made: Path) -> None:
+    """A condition and a run made again: the first is beside the others, the second takes its own place."""
+    from evidence import study_tables
+
+    before = {path.name: path.read_bytes() for path in made.glob("study_*.csv*")}
+    jobs = {study.Job(recipe, "clean", seed, 1e-3) for recipe in ("start", "adaptive", "sft_anchor") for seed in (1, 2)}
+    assert study.stored_jobs() == jobs
+    again, other = made / "again", made / "other"
+    for folder in (again, other):
+        folder.mkdir()
+    study.run(study.Job("adaptive", "clean", 2, 1e-3), again)
+    study.store(again, add=True)
+    timed = "study_runs.csv"  # the seconds of a run differ
+    after = {path.name: path.read_bytes() for path in made.glob("study_*.csv*")}
+    assert {name: kept for name, kept in after.items() if name != timed} == {
+        name: kept for name, kept in before.items() if name != timed
+    }
+    new = {study.Job("adaptive", "random", seed, 1e-3) for seed in (1, 2)}
+    for job in new:
+        study.run(job, other)
+    study.store(other, add=True)
+    assert study.stored_jobs() == jobs | new
+    study_tables.make(made, made / "docs")
+    page = (made / "docs" / "evidence.md").read_text()
+    assert "### random" in page and "| adaptive − adaptive, clean |" in page
