@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -28,6 +28,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 KEYS = ["condition", "recipe", "seed", "rate"]
+"""A run by its numbers; ``weights`` beside them names the pocket that it started from."""
 HARDER = ("sft_anchor", "grpo_text", "fixed_mean", "adaptive", "prompt_gate")
 """Recipes of the conditions other than ``clean``."""
 
@@ -52,11 +53,16 @@ def tuning() -> list[Job]:
     return [Job(name, "clean", TUNING_SEED, rate) for name in tuned for rate in RECIPES[name].rates]
 
 
-def jobs(rates: dict[str, float], seeds: Iterable[int], conditions: Iterable[str]) -> list[list[Job]]:
-    """Two rounds: those of the second take λ from the first. Seed by seed, so that an early stop leaves whole ones."""
+def jobs(rates: dict[str, float], seeds: Iterable[int], conditions: Collection[str]) -> list[list[Job]]:
+    """Two rounds: those of the second take λ from the first. Seed by seed, so that an early stop leaves whole ones.
+
+    The start and ``adaptive`` in ``clean`` are always there: the other conditions are compared with them.
+    """
     rounds: list[list[Job]] = [[], []]
     for seed in seeds:
         rounds[0].append(Job("start", "clean", seed, 0.0))
+        if "clean" not in conditions:
+            rounds[0].append(Job("adaptive", "clean", seed, rates["adaptive"]))
         for condition in conditions:
             for name in RECIPES if condition == "clean" else HARDER:
                 later = RECIPES[name].mean_of
@@ -91,7 +97,12 @@ def run(job: Job, folder: Path) -> None:
         recipe = RECIPES[job.recipe]
         lam = None if recipe.mean_of is None else _mean_lambda(folder, job, recipe.mean_of)
         trained = train(world, recipe, job.condition, job.seed, job.rate, lam)
-    found = asdict(job) | evaluate(world, trained.model, job.seed) | {"log": trained.log, "seconds": trained.seconds}
+    found = (
+        asdict(job)
+        | {"weights": world.weights}
+        | evaluate(world, trained.model, job.seed)
+        | {"log": trained.log, "seconds": trained.seconds}
+    )
     found["diagnosis"] = diagnose(world, trained, job.condition, job.seed)
     path.with_suffix(".part").write_text(json.dumps(found))
     os.replace(path.with_suffix(".part"), path)
@@ -113,10 +124,12 @@ def best_rates(folder: Path) -> dict[str, float]:
     return {name: max(tried)[1] for name, tried in by_recipe.items()}
 
 
-def stored_jobs() -> set[Job]:
-    """The runs of the CSV files."""
-    runs = pandas.read_csv(RESULTS / "study_runs.csv")
-    return {Job(**line) for line in runs[KEYS].to_dict("records")}
+def stored_jobs() -> dict[str, set[Job]]:
+    """The runs of the CSV files by the weights that they started from."""
+    runs: Any = pandas.read_csv(RESULTS / "study_runs.csv", dtype={"weights": str})
+    return {
+        weights: {Job(**line) for line in group[KEYS].to_dict("records")} for weights, group in runs.groupby("weights")
+    }
 
 
 def run_all(
@@ -125,7 +138,8 @@ def run_all(
     """Without a ``rate`` for all recipes, each has one tuned, or the stored one with ``add``."""
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
-    there = stored_jobs() if add else set()
+    stored = stored_jobs() if add else {}
+    there = stored.get(_world().weights, set()) if add else set()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
 
         def all_of(part: list[Job], what: str) -> None:
@@ -134,8 +148,8 @@ def run_all(
             for _ in tqdm(made, what, total=len(part), unit="run"):
                 pass
 
-        if there:
-            rates = {job.recipe: job.rate for job in there if job.seed != TUNING_SEED}
+        if add:
+            rates = {job.recipe: job.rate for some in stored.values() for job in some if job.seed != TUNING_SEED}
         elif rate is None:
             all_of(tuning(), "tuning")
             rates = best_rates(folder)
@@ -151,7 +165,7 @@ def store(folder: Path, add: bool = False) -> None:
     tables: dict[str, list[dict[str, Any]]] = {"runs": [], "answers": [], "targets": [], "steps": []}
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text())
-        who = {name: found[name] for name in KEYS}
+        who = {name: found[name] for name in (*KEYS, "weights")}
         seconds = {f"{name}_s": value / STEPS for name, value in found["seconds"].items()}
         lam = [row["lam"] for row in found["log"]]
         tables["runs"].append(who | {"lam": statistics.mean(lam) if lam else None} | found["diagnosis"] | seconds)
@@ -162,9 +176,11 @@ def store(folder: Path, add: bool = False) -> None:
         compression: Any = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
         table = pandas.DataFrame(rows)
         if add:
-            before: Any = pandas.read_csv(path)
-            new = before[KEYS].apply(tuple, axis=1).isin(set(table[KEYS].itertuples(index=False, name=None)))
-            table = pandas.concat([before[~new], table]).sort_values(["condition", "recipe"], kind="stable")
+            before: Any = pandas.read_csv(path, dtype={"weights": str})
+            own = [*KEYS, "weights"]
+            made = set(table[own].itertuples(index=False, name=None))
+            before = before[[line not in made for line in before[own].itertuples(index=False, name=None)]]
+            table = pandas.concat([before, table]).sort_values(["condition", "weights", "recipe"], kind="stable")
         table.to_csv(path, index=False, float_format="%.5g", compression=compression)
 
 

@@ -39,34 +39,44 @@ CLAIMS = (
 
 
 class Stored:
-    """The CSV files, by run."""
+    """The CSV files, by run.
+
+    Pockets built on two machines differ a little, as sums of floats do; nothing is compared over two. A condition's
+    runs are those on the pocket that it has most runs on.
+    """
 
     def __init__(self, results: Path) -> None:
-        read = {p.name.split(".")[0].removeprefix("study_"): pandas.read_csv(p) for p in results.glob("study_*.csv*")}
+        read = {
+            path.name.split(".")[0].removeprefix("study_"): pandas.read_csv(path, dtype={"weights": str})
+            for path in results.glob("study_*.csv*")
+        }
         if not {"runs", "answers", "targets", "steps"} <= read.keys():
             raise SystemExit(f"{results} has no study_runs.csv: run python benchmarks/study.py first")
-        self.runs, self.steps = read["runs"], read["steps"]
-        answers = read["answers"]
+        self.all, answers = read["runs"], read["answers"]
+        self.weights = {name: group.weights.mode()[0] for name, group in self.all.groupby("condition")}
+        self.runs: Frame = self._own(self.all)
+        self.steps: Frame = self._own(read["steps"])
         self.rows = {name: (answers[answers.taught == 1], "question") for name in ANSWERS}
         self.rows |= {name: (read["targets"], "target") for name in TARGETS}
-        self.untaught = answers[answers.taught == 0]
 
-    def by_seed(self, condition: str, recipe: str, measure: str) -> dict[int, np.ndarray]:
-        """Per seed one measure, item by item in order."""
+    def _own(self, table: Frame) -> Frame:
+        return table[table.weights == table.condition.map(self.weights)]
+
+    def by_seed(self, condition: str, recipe: str, measure: str, weights: str) -> dict[int, np.ndarray]:
+        """Per seed one measure, item by item in order, of the runs from one start."""
         table, item = self.rows[measure]
-        known: Any = table[
-            (table.recipe == recipe) & (table.condition == ("clean" if recipe == "start" else condition))
-        ]
+        condition = "clean" if recipe == "start" else condition
+        known: Any = table[(table.recipe == recipe) & (table.condition == condition) & (table.weights == weights)]
         known = known[known.seed != TUNING_SEED].sort_values(item)
         groups: Any = known.groupby("seed")
         return {int(seed): group[measure].to_numpy(float) for seed, group in groups}
 
     def of(self, condition: str, recipe: str, measure: str) -> Estimate:
-        return estimate(list(self.by_seed(condition, recipe, measure).values()))
+        return estimate(list(self.by_seed(condition, recipe, measure, self.weights[condition]).values()))
 
     def difference(self, one: Run, other: Run, measure: str, level: float = 0.95) -> Estimate:
-        """Paired by seed and question."""
-        a, b = (self.by_seed(*run, measure) for run in (one, other))
+        """Paired by seed and question, from the start of the first one's condition."""
+        a, b = (self.by_seed(*run, measure, self.weights[one[0]]) for run in (one, other))
         return estimate([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())], level=level)
 
     def recipes(self, condition: str) -> list[str]:
@@ -133,13 +143,13 @@ def _diagnosis(stored: Stored) -> str:
 def _runs(stored: Stored) -> str:
     """How many of each there are; every single one is a line of study_runs.csv."""
     rows = []
-    groups: Any = stored.runs.groupby(["condition", "recipe"], sort=False)
-    for (condition, recipe), group in groups:
+    groups: Any = stored.all.groupby(["condition", "weights", "recipe"], sort=False)
+    for (condition, weights, recipe), group in groups:
         own = group[group.seed != TUNING_SEED]
         tried = sorted(group[group.seed == TUNING_SEED].rate)
         rates = ", ".join(f"{rate:g}" for rate in sorted(set(own.rate)))
-        rows.append([condition, recipe, str(len(own)), rates, ", ".join(f"{rate:g}" for rate in tried)])
-    return _markdown(["condition", "recipe", "seeds", "learning rate", "tried on the tuning seed"], rows)
+        rows.append([condition, str(weights), recipe, str(len(own)), rates, ", ".join(f"{rate:g}" for rate in tried)])
+    return _markdown(["condition", "pocket", "recipe", "seeds", "learning rate", "tried on the tuning seed"], rows)
 
 
 def _markdown(heads: list[str], rows: list[list[str]]) -> str:

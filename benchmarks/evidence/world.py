@@ -1,5 +1,6 @@
 """The pocket model's world as the study needs it: questions, demonstrations, scores; all from the built assets."""
 
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -57,6 +58,12 @@ class World:
         self._lively = np.array(json.loads((folder / "codec" / "manner.json").read_text())) > 0
         self._codec = load_codec({"type": "mel_vq", "path": folder / "codec"})
         self._targets: dict[tuple[str, str], list[int]] = {}
+
+    @property
+    def weights(self) -> str:
+        """Names the start: the first digits of its file's SHA-256."""
+        with open(self.folder / "model" / "model.safetensors", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
     @classmethod
     def load(cls) -> "World":

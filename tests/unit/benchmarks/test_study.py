@@ -34,7 +34,7 @@ class Layout:
 class SmallWorld:
     """Forty questions; an answer's score is its count of the token 5, up to four."""
 
-    layout, eos, forms = Layout(), EOS, ("full",)
+    layout, eos, forms, weights = Layout(), EOS, ("full",), "5e1f0a11"
 
     def start(self) -> Any:
         torch.manual_seed(3)
@@ -249,28 +249,32 @@ def test_tables_come_from_the_stored_runs(made: Path) -> None:
     assert {path.name for path in (made / "docs" / "images").iterdir()} == figures
 
 
-def test_runs_are_added_to_those_that_are_stored(made: Path) -> None:
-    """A condition and a run made again: the first is beside the others, the second takes its own place."""
+def test_runs_are_added_to_those_that_are_stored(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run made again takes its own place; a condition from another start is compared with runs from that start."""
     from evidence import study_tables
 
     before = {path.name: path.read_bytes() for path in made.glob("study_*.csv*")}
     jobs = {study.Job(recipe, "clean", seed, 1e-3) for recipe in ("start", "adaptive", "sft_anchor") for seed in (1, 2)}
-    assert study.stored_jobs() == jobs
+    assert study.stored_jobs() == {"5e1f0a11": jobs}
     again, other = made / "again", made / "other"
     for folder in (again, other):
         folder.mkdir()
     study.run(study.Job("adaptive", "clean", 2, 1e-3), again)
     study.store(again, add=True)
-    timed = "study_runs.csv"  # the seconds of a run differ
-    after = {path.name: path.read_bytes() for path in made.glob("study_*.csv*")}
-    assert {name: kept for name, kept in after.items() if name != timed} == {
-        name: kept for name, kept in before.items() if name != timed
-    }
-    new = {study.Job("adaptive", "random", seed, 1e-3) for seed in (1, 2)}
+    before.pop("study_runs.csv")  # the seconds of a run differ
+    assert before == {name: (made / name).read_bytes() for name in before}
+    monkeypatch.setattr(SmallWorld, "weights", "00000012")
+    runs = (("start", "clean"), ("adaptive", "clean"), ("adaptive", "random"))
+    new = {study.Job(*run, seed, 1e-3) for run in runs for seed in (1, 2)}
     for job in new:
         study.run(job, other)
     study.store(other, add=True)
-    assert study.stored_jobs() == jobs | new
+    assert study.stored_jobs() == {"5e1f0a11": jobs, "00000012": new}
     study_tables.make(made, made / "docs")
     page = (made / "docs" / "evidence.md").read_text()
     assert "### random" in page and "| adaptive − adaptive, clean |" in page
+    stored = study_tables.Stored(made)
+    assert stored.weights == {"clean": "5e1f0a11", "random": "00000012"}
+    one, same = (stored.by_seed(condition, "adaptive", "score", "00000012") for condition in ("random", "clean"))
+    found = stored.difference(("random", "adaptive"), ("clean", "adaptive"), "score")
+    assert found.mean == pytest.approx(np.mean([one[seed] - same[seed] for seed in one]))
