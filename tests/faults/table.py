@@ -29,6 +29,7 @@ DEAD = [
     ("raylet", "raylet", "Ray's node process|Ray says"),
     ("head", "gcs_server", "Ray's head process|Ray says"),
 ]
+LONG = ("trainer.total_training_steps=1000",)  # not over before the fault, however slow this machine
 FAILING = ("actor_rollout_ref.rollout.agent.default_agent_loop=failing",)
 FAILING += (f"actor_rollout_ref.rollout.agent.agent_loop_config_path={Path(__file__).with_name('failing_loop.yaml')}",)
 NOWHERE = {"RAY_ADDRESS": "127.0.0.1:9"}
@@ -79,11 +80,17 @@ def two_runs(victim: Victim) -> None:
 
 FAULTS = [
     *(
-        Fault(f"killed {name}", f"({what}).*{GO_ON}", hurt=killed(title, STEP_2), goes_on_from=1)
+        Fault(f"killed {name}", f"({what}).*{GO_ON}", hurt=killed(title, STEP_2), overrides=LONG, goes_on_from=1)
         for name, title, what in DEAD
     ),
     *(
-        Fault(f"stopped {name}", f"{what}.*stopped for 6\\d s.*{GO_ON}", hurt=stopped(title, STEP_2), goes_on_from=1)
+        Fault(
+            f"stopped {name}",
+            rf"{what}.*stopped for 6\d s.*{GO_ON}",
+            hurt=stopped(title, STEP_2),
+            overrides=LONG,
+            goes_on_from=1,
+        )
         for name, title, what in STOPPED
     ),
     Fault("killed engine at the start", GO_ON, hurt=killed(ENGINE, MODEL_UP), saved=()),
@@ -92,9 +99,10 @@ FAULTS = [
     Fault("stopped server at the start", f"stopped.*{GO_ON}", hurt=stopped("ray::vLLMHttpServer", UP), saved=()),
     Fault(
         "ctrl-c",
-        "stopped by SIGINT; (step [12] is saved: start it again|start it again to go on from step)",
+        r"stopped by SIGINT; (step \d+ is saved: start it again|start it again to go on from step)",
         status=130,
         hurt=driver(signal.SIGINT, after=STEP_2),
+        overrides=LONG,
         said=("SIGINT: ending the run",),
         goes_on_from=1,
     ),
@@ -103,13 +111,14 @@ FAULTS = [
         f"ended at once by SIGINT: {GO_ON}",
         status=130,
         hurt=driver(signal.SIGINT, signal.SIGINT, after=STEP_2, between_s=0.2),
+        overrides=LONG,
         within_s=40,
     ),
     Fault(
         "sigterm, nothing saved yet",
-        "stopped by SIGTERM; step [12] is saved: start it again to go on from there",
+        r"stopped by SIGTERM; step \d+ is saved: start it again to go on from there",
         status=143,
-        overrides=("trainer.save_freq=3",),
+        overrides=(*LONG, "trainer.save_freq=1000"),
         hurt=driver(signal.SIGTERM, after=STEP_2),
     ),
     Fault("sigterm at the start", f"SIGTERM.*{GO_ON}", status=143, hurt=driver(signal.SIGTERM, after=UP), saved=()),
@@ -152,7 +161,7 @@ FAULTS = [
     ),
     Fault(
         "a term that blocks its worker",
-        f"reward worker \\d has not answered for 1\\d\\d s.*{GO_ON}",
+        rf"reward worker \d has not answered for 1\d\d s.*{GO_ON}",
         environment=PARTS,
         overrides=("+wavalign.reward.terms.blocking={weight: 1}",),
         within_s=300,

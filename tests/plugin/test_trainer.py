@@ -109,13 +109,13 @@ def test_every_worker_is_watched_whoever_scores(monkeypatch: pytest.MonkeyPatch,
         reward_model_manager=SimpleNamespace(server_addresses=["10.0.0.2:80"]) if colocated else None,
     )
     trainer = SimpleNamespace(
-        llm_server_manager=SimpleNamespace(get_addresses=lambda: ["10.0.0.1:80"]),
+        llm_server_manager=SimpleNamespace(get_addresses=lambda: ["10.0.0.1:80"], global_load_balancer="router"),
         actor_rollout_wg=SimpleNamespace(workers=["rank"]),
         reward_loop_manager=rewards,
     )
     watchdog.trainer_probes(trainer, WatchdogConfig())
     watchdog.loop_probes("agent loop worker", ["loop"], WatchdogConfig())
-    workers = ["training worker 0", "reward worker 0", "reward worker 1", "agent loop worker 0"]
+    workers = ["the load balancer", "training worker 0", "reward worker 0", "reward worker 1", "agent loop worker 0"]
     models = ["the reward model 0 at 10.0.0.2:80"] if colocated else []
     assert names == ["the rollout engine 0 at 10.0.0.1:80", *models, *workers]
 

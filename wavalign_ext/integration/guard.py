@@ -108,8 +108,7 @@ class Guard:
             except Exception as error:  # a look that fails must not be the last one
                 print(f"wavalign: the guard could not look: {type(error).__name__}: {error}", flush=True)
             if self.problem is not None:
-                print(f"wavalign: {self.problem}: ending the run", flush=True)
-                self.end(f"{self.problem}: {GO_ON}")
+                self.end(f"{self.problem}: {GO_ON}", f"{self.problem}: ending the run")
 
     def _glance(self) -> None:
         """Note new shared memory at once; a look at the processes, or a word with Ray, may take seconds."""
@@ -136,10 +135,15 @@ class Guard:
 
     # --- its end --------------------------------------------------------------------------------------------------
 
-    def end(self, line: str) -> None:
-        """End the process now, whatever its main thread does. Does not return."""
+    def end(self, line: str, first: str = "") -> None:
+        """End the process now, whatever its main thread does. Does not return.
+
+        ``first`` is said at once. Nothing is said where the end is under way: its own line is the last.
+        """
         if not self._ending.acquire(blocking=False):
-            threading.Event().wait()  # the end is under way
+            threading.Event().wait()
+        if first:
+            print(f"wavalign: {first}", flush=True)
         self._clear_away()
         sys.stdout.flush()
         print(f"\nwavalign: {line}", file=sys.stderr, flush=True)

@@ -215,6 +215,7 @@ def trainer_probes(trainer: Any, settings: WatchdogConfig) -> list[Probe]:
         for name, addresses in servers.items()
         for number, address in enumerate(addresses)
     ]
+    probes.append(actor_probe("the load balancer", trainer.llm_server_manager.global_load_balancer))
     probes += [actor_probe(f"training worker {n}", actor) for n, actor in enumerate(trainer.actor_rollout_wg.workers)]
     # The handles for the agent loops are None with a co-located reward model.
     return probes + loop_probes("reward worker", rewards.reward_loop_workers, settings)

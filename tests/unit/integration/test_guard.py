@@ -138,6 +138,27 @@ def test_a_job_that_ended_well(tmp_path: Path) -> None:
     assert ended(process) == (0, "results") and clean(tmp_path, temp)
 
 
+def test_a_problem_found_at_the_end_of_a_job_is_not_its_last_line(tmp_path: Path) -> None:
+    code = """
+from wavalign_ext.integration import guard as module
+class Late:
+    known = {}
+    def __init__(self, clock, stopped_s): pass
+    def look(self):
+        guard.over.wait()
+        time.sleep(1)
+        return "TransferQueue's controller has died"
+module.Processes = Late
+guard.watch(WatchdogConfig(poll_interval_s=0.1))
+time.sleep(0.5)
+guard.finish(None)
+print("results", flush=True)
+time.sleep(2)
+"""
+    process, temp = driver(tmp_path, code)
+    assert ended(process) == (0, "results") and clean(tmp_path, temp)
+
+
 def test_a_process_that_ends_otherwise_gives_the_folder_back(tmp_path: Path) -> None:
     process, temp = driver(tmp_path, "raise SystemExit('refused')")
     assert ended(process) == (1, "refused") and clean(tmp_path, temp)
