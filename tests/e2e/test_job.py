@@ -65,6 +65,7 @@ def test_every_process_that_is_watched_for_is_there_under_its_title(job: Job) ->
     assert [start for start in LASTING if not any(title.startswith(start) for title in job.titles)] == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(job: Job, tmp_path: Path) -> None:
     checkpoint = job.folder / f"global_step_{RESUMED_AFTER}"
     assert json.loads((checkpoint / "wavalign.json").read_text())["mixing"]["average"] > 0

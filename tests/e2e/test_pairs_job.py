@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from jobs import SIZE, Job, resume_from
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 STEPS, RESUMED_AFTER = 2, 1
 RATE = ["actor_rollout_ref.actor.optim.lr=1e-4", "actor_rollout_ref.actor.optim.lr_warmup_steps=0"]
 
@@ -31,7 +31,6 @@ def test_pairs_of_the_data_train(job: Job) -> None:
     assert "EngineCore" not in job.output and (job.folder / f"global_step_{STEPS}" / "wavalign.json").is_file()
 
 
-@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_same_pairs_and_reference(job: Job, tmp_path: Path) -> None:
     """The reference is the model that the first run began with, read from its cache, and not the resumed weights."""
     resumed = start(tmp_path / "resumed", *resume_from(job.folder / f"global_step_{RESUMED_AFTER}"))
@@ -42,7 +41,6 @@ def test_a_resumed_run_goes_on_with_the_same_pairs_and_reference(job: Job, tmp_p
         assert after[name] == pytest.approx(whole[name], rel=1e-5, abs=1e-7), name
 
 
-@pytest.mark.slow
 def test_pairs_of_rollouts_train(pocket: Path, tmp_path: Path) -> None:
     more = ["data.train_batch_size=8", "data.val_max_samples=8", "trainer.total_training_steps=2", *RATE]
     job = Job(tmp_path / "online", "+recipe=online_dpo", *more, "trainer.save_freq=-1").succeed()

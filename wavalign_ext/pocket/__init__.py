@@ -6,6 +6,7 @@
 import ast
 import hashlib
 import os
+from functools import cache
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,16 +32,7 @@ def pocket_dir() -> Path:
     docstrings and imports do not count, so that moving or explaining code rebuilds nothing. The folder lies in
     ``$WAVALIGN_CACHE``, by default ``~/.cache/wavalign``.
     """
-    from omegaconf import OmegaConf
-
-    here = Path(__file__).parent
-    digest = hashlib.sha256()
-    codecs = here.parent / "speech" / "codecs"
-    parts = [source for source in sorted(here.glob("*.py")) if source.name not in _NO_PARTS]
-    for source in [*parts, codecs / "fitted.py", codecs / "unit_selection.py"]:
-        digest.update(_code(source.read_text(encoding="utf-8")).encode())
-    layout = OmegaConf.create((resources.files("wavalign_recipes") / "layout" / "pocket.yaml").read_text())
-    digest.update(OmegaConf.to_yaml(layout, sort_keys=True).encode())
+    digest = hashlib.sha256(_source())
     for package in _PARTS:
         try:
             digest.update(f"{package}={version(package)}".encode())
@@ -48,6 +40,21 @@ def pocket_dir() -> Path:
             digest.update(f"{package} is missing".encode())
     root = Path(os.environ.get("WAVALIGN_CACHE", "~/.cache/wavalign")).expanduser()
     return root / f"pocket-{digest.hexdigest()[:12]}"
+
+
+@cache  # a start asks a dozen times, and parsing takes a quarter of a second
+def _source() -> bytes:
+    """Our own part of what makes the assets: code and layout."""
+    from omegaconf import OmegaConf
+
+    here = Path(__file__).parent
+    codecs = here.parent / "speech" / "codecs"
+    parts = [source for source in sorted(here.glob("*.py")) if source.name not in _NO_PARTS]
+    made = [
+        _code(path.read_text(encoding="utf-8")) for path in (*parts, codecs / "fitted.py", codecs / "unit_selection.py")
+    ]
+    layout = OmegaConf.create((resources.files("wavalign_recipes") / "layout" / "pocket.yaml").read_text())
+    return "".join([*made, OmegaConf.to_yaml(layout, sort_keys=True)]).encode()
 
 
 def _code(source: str) -> str:
