@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+from concurrent import futures
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from wavalign_ext.config import WatchdogConfig
 from wavalign_ext.integration import leftovers
 from wavalign_ext.integration.ending import GO_ON, AwakeClock, last_line
 from wavalign_ext.integration.mailbox import BEAT, PROBLEM, STOP, Mailbox
-from wavalign_ext.integration.processes import Processes, kill, living, shared_memory
+from wavalign_ext.integration.processes import Processes, kill, living, shared_memory, suspend, title
 from wavalign_ext.integration.run_lock import RunLock
 
 STOP_S = 120.0  # for the checkpoint of a run that was asked to stop
@@ -43,7 +44,7 @@ class Guard:
         self.problem: str | None = None
         self.segments: set[str] = set()
         self.children: dict[int, psutil.Process] = {}  # all that were seen: an orphan is nobody's child any more
-        self.over = threading.Event()
+        self.over, self.threads = threading.Event(), list[threading.Thread]()
         self._ending, self._noting = threading.Lock(), threading.Lock()
         atexit.register(self._leave)
 
@@ -66,7 +67,9 @@ class Guard:
         """Begin to look at the run. Before Ray starts."""
         self.settings = settings
         for name, work in (("guard", self._watch), ("glance", self._glance)):
-            threading.Thread(target=work, name=f"wavalign-{name}", daemon=True).start()
+            thread = threading.Thread(target=work, name=f"wavalign-{name}", daemon=True)
+            self.threads.append(thread)
+            thread.start()
 
     def _on_signal(self, number: int, _: Any) -> None:
         name, again = signal.Signals(number).name, self.signal is not None
@@ -99,7 +102,7 @@ class Guard:
         while not self.over.wait(poll):
             try:
                 self.problem = watch.look()
-                if self.problem is None and _ray_runs():
+                if self.problem is None and not self.over.is_set() and _ray_runs():
                     self.problem = ear.listen()
                 looks += 1
                 self.children |= {pid: known.process for pid, known in watch.known.items()}
@@ -144,7 +147,7 @@ class Guard:
             threading.Event().wait()
         if first:
             print(f"wavalign: {first}", flush=True)
-        self._clear_away()
+        self._clear_away(gently=False)
         sys.stdout.flush()
         print(f"\nwavalign: {line}", file=sys.stderr, flush=True)
         os._exit(128 + self.signal if self.signal else 1)
@@ -155,7 +158,10 @@ class Guard:
             threading.Event().wait()
         self.over.set()
         told = self._heard(PROBLEM) if error is not None else None
-        self._clear_away()
+        gently, status = self._nobody_asks_ray(), 0 if error is None else 128 + self.signal if self.signal else 1
+        self._clear_away(gently)
+        if not gently:
+            atexit.register(_exit_before_ray, status)
         if error is None:
             return
         sys.stdout.flush()
@@ -165,7 +171,7 @@ class Guard:
         if self.signal and not told:
             line = self._stopped(error)
         print(f"\nwavalign: {line}", file=sys.stderr, flush=True)
-        raise SystemExit(128 + self.signal if self.signal else 1)
+        raise SystemExit(status)
 
     def _stopped(self, error: BaseException) -> str:
         from wavalign_ext.integration.ending import StopAsked
@@ -184,14 +190,27 @@ class Guard:
         except Exception:
             return None
 
-    def _clear_away(self) -> None:
-        """Ray, its processes, and what they leave; the folder is given back last."""
+    def _nobody_asks_ray(self) -> bool:
+        """Whether no other thread of ours is inside Ray, or goes there any more; waits a moment for it."""
+        for thread in self.threads:
+            thread.join(timeout=2 * HEAR_S)
+        futures.wait(_ASKING, timeout=2 * HEAR_S)
+        return not _ASKING and not any(thread.is_alive() for thread in self.threads)
+
+    def _clear_away(self, gently: bool) -> None:
+        """Ray, its processes, and what they leave; the folder is given back last.
+
+        A thread that is inside Ray when Ray shuts down ends the process, at once and with any status. So without
+        ``gently`` its processes are killed and it is not told.
+        """
         self.over.set()
+        session = _session()
+        if not gently:  # else it starts others while they are killed
+            suspend([process for process in living() if title(process).startswith("raylet")])
         with self._noting:
             self._look_at_children()
             self.segments |= {f"/dev/shm/{name}" for name in shared_names() if _named_by(name) in self.children}
-        session = _session()
-        if _ray_runs():
+        if gently and _ray_runs():
             import ray
 
             waiting = _in_thread(ray.shutdown)
@@ -235,9 +254,14 @@ class Ear:
         return f"the task runner has said nothing for {silent:.0f} s{where}"
 
 
+_ASKING = set[Future]()  # what was asked of Ray and is not answered
+
+
 def _in_thread(work: Any) -> Future:
-    """Begin ``work`` in a thread that does not keep the process from ending."""
+    """Begin ``work``, which uses Ray, in a thread that does not keep the process from ending."""
     future: Future = Future()
+    _ASKING.add(future)
+    future.add_done_callback(_ASKING.discard)
 
     def run() -> None:
         try:
@@ -247,6 +271,13 @@ def _in_thread(work: Any) -> Future:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def _exit_before_ray(status: int) -> None:
+    """At exit Ray would shut down a cluster that is not there any more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _ray_runs() -> bool:

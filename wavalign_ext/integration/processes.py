@@ -47,11 +47,11 @@ class Processes:
         """What is wrong with one of them, for long enough; or None."""
         now = self.clock()
         for process in living():
-            title = _title(process)
+            name = title(process)
             if process.pid not in self.known or self.known[process.pid].process != process:
-                self.known[process.pid] = Known(process, title)
-            elif title:
-                self.known[process.pid].title = title  # an actor has its name only after a while
+                self.known[process.pid] = Known(process, name)
+            elif name:
+                self.known[process.pid].title = name  # an actor has its name only after a while
         for pid, known in list(self.known.items()):
             if (bad := self._bad(known)) is None:
                 known.since = None
@@ -89,7 +89,8 @@ def lasting(title: str) -> str | None:
     return next((name for start, name in LASTING.items() if title.startswith(start)), None)
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """What it calls itself, without the path of its program; nothing where it is gone."""
     try:
         first = (process.cmdline() or [""])[0]
     except psutil.Error:
@@ -107,6 +108,15 @@ def shared_memory(processes: list[psutil.Process]) -> set[str]:
         except OSError:  # it has just ended, or is another user's
             continue
     return found
+
+
+def suspend(processes: list[psutil.Process]) -> None:
+    """Let these do nothing more."""
+    for process in processes:
+        try:
+            process.suspend()
+        except psutil.Error:
+            continue
 
 
 def kill(processes: list[psutil.Process]) -> None:

@@ -180,6 +180,39 @@ class Clock:
         return self.now
 
 
+RAY = """
+import ray
+from wavalign_ext.integration import guard as module
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+@ray.remote
+def wait(): time.sleep(100)
+waiting = wait.remote()
+"""
+
+
+def test_a_driver_that_is_inside_ray_is_ended_with_its_status_and_line(tmp_path: Path) -> None:
+    """Ray, shut down under its caller, ends the process at times with status 0 or 1 and a line of its own:
+    "The core worker has already been shutdown … The process will exit"."""
+    code = f"""{RAY}
+import os, threading
+ray.shutdown = lambda: os._exit(0)
+threading.Timer(1, guard.end, ("lost",)).start()
+ray.get(waiting)
+"""
+    process, temp = driver(tmp_path, code)
+    assert ended(process) == (1, "wavalign: lost") and clean(tmp_path, temp)
+
+
+def test_a_job_ends_well_though_ray_does_not_answer(tmp_path: Path) -> None:
+    code = f"""{RAY}
+asked = module._in_thread(lambda: ray.get(waiting))
+guard.finish(None)
+print("results")
+"""
+    process, temp = driver(tmp_path, code)
+    assert ended(process) == (0, "results") and clean(tmp_path, temp)
+
+
 def test_a_task_runner_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, words = Clock(), [None]
     ear = Ear(clock, WatchdogConfig(start_timeout_s=500))  # type: ignore[arg-type]

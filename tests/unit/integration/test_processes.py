@@ -83,7 +83,7 @@ def test_an_actor_has_its_name_after_a_while(monkeypatch: pytest.MonkeyPatch) ->
     process = started("ray::IDLE")
     watch = Processes(clock := Clock(), stopped_s=60)
     assert watch.look() is None
-    monkeypatch.setattr(processes, "_title", lambda _: "ray::WorkerDict.init_model")
+    monkeypatch.setattr(processes, "title", lambda _: "ray::WorkerDict.init_model")
     assert watch.look() is None
     process.kill(), process.wait()
     assert watch.look() is None
