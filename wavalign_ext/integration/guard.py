@@ -29,6 +29,7 @@ STOP_S = 120.0  # for the checkpoint of a run that was asked to stop
 SHUTDOWN_S = 20.0  # for Ray's own end
 HEAR_S = 2.0  # for a word of the task runner's
 GLANCE_S = 0.25  # between two glances at the names in /dev/shm: who maps a new one can be gone a second later
+RAYS_OWN = ("raylet", "gcs_server")
 NOTE_EVERY = 12  # looks between two notes of what is left if this process is killed
 
 
@@ -43,6 +44,7 @@ class Guard:
         self.signal: int | None = None
         self.problem: str | None = None
         self.segments: set[str] = set()
+        self.processes: Processes | None = None
         self.children: dict[int, psutil.Process] = {}  # all that were seen: an orphan is nobody's child any more
         self.over, self.threads = threading.Event(), list[threading.Thread]()
         self._ending, self._noting = threading.Lock(), threading.Lock()
@@ -97,8 +99,8 @@ class Guard:
     def _watch(self) -> None:
         poll = self.settings.poll_interval_s
         clock = AwakeClock(longest_gap_s=3 * poll + 30)
-        watch, ear = Processes(clock, self.settings.heartbeat_timeout_s), Ear(clock, self.settings)
-        looks = 0
+        ear, looks = Ear(clock, self.settings), 0
+        watch = self.processes = Processes(clock, self.settings.heartbeat_timeout_s)
         while not self.over.wait(poll):
             try:
                 self.problem = watch.look()
@@ -157,7 +159,10 @@ class Guard:
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()
         self.over.set()
-        told = self._heard(PROBLEM) if error is not None else None
+        told = None
+        if error is not None:
+            # With Ray's own processes all others go, and whichever is missed first is named.
+            told = self.processes and self.processes.dead(RAYS_OWN) or self._heard(PROBLEM)
         gently, status = self._nobody_asks_ray(), 0 if error is None else 128 + self.signal if self.signal else 1
         self._clear_away(gently)
         if not gently:

@@ -61,10 +61,19 @@ class Processes:
                 known.since = now if known.since is None else known.since
                 silent = now - known.since
                 if silent >= (self.gone_s if bad == "gone" else self.stopped_s):
-                    what = lasting(known.title) or f"the process {known.title[:60]!r}"
-                    did = "has died" if bad == "gone" else f"has been stopped for {silent:.0f} s"
-                    return f"{what} ({known.title[:40]}, process {pid}) {did}"
+                    return self._named(known, "has died" if bad == "gone" else f"has been stopped for {silent:.0f} s")
         return None
+
+    def dead(self, titles: tuple[str, ...]) -> str | None:
+        """Which of those that were seen under one of these titles is dead now; or None."""
+        for known in self.known.values():
+            if known.title.startswith(titles) and self._bad(known) == "gone":
+                return self._named(known, "has died")
+        return None
+
+    def _named(self, known: Known, did: str) -> str:
+        what = lasting(known.title) or f"the process {known.title[:60]!r}"
+        return f"{what} ({known.title[:40]}, process {known.process.pid}) {did}"
 
     def _bad(self, known: Known) -> str | None:
         try:

@@ -26,6 +26,7 @@ __all__ = ["Watchdog", "WorkerLost"]
 
 GRACE_S = 30.0  # between the interrupt and the end of the process, should that not have helped
 ANSWER_S = 5.0  # for one answer of a server; a longer silence counts towards heartbeat_timeout_s
+UNREACHED_S = 30.0  # for an actor that Ray cannot reach and does not call dead
 LINGER_S = 6.0  # after an error of the trainer's, for a look that tells what is behind it
 LISTEN_S = 1.0  # between two looks for a signal that asks the run to end
 LEAST_S, SLOWER = 120.0, 10.0  # a phase may take this long, or so many times its longest so far
@@ -263,18 +264,25 @@ def actor_probe(name: str, actor: Any, silent_s: float | None = None) -> Probe:
     One ping is under way at a time: a busy actor answers it later.
     """
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import ActorUnavailableError, RayError
 
     ping, asked = actor.__ray_ready__.remote(), time.monotonic()
+    unreached: float | None = None
 
     def probe() -> str | None:
-        nonlocal ping, asked
+        nonlocal ping, asked, unreached
         if ray.wait([ping], timeout=0)[0]:
+            now = time.monotonic()
             try:
                 ray.get(ping)
+                unreached = None
+            except ActorUnavailableError as error:  # it comes back, or Ray soon knows what has died
+                unreached = now if unreached is None else unreached
+                if now - unreached > UNREACHED_S:
+                    return f"{name} cannot be reached ({_first_line(error)})"
             except RayError as error:
-                return f"{name} has died ({str(error).strip().splitlines()[0]})"
-            ping, asked = actor.__ray_ready__.remote(), time.monotonic()
+                return f"{name} has died ({_first_line(error)})"
+            ping, asked = actor.__ray_ready__.remote(), now
             return None
         silent = time.monotonic() - asked
         if silent_s is not None and silent > silent_s:
@@ -282,6 +290,10 @@ def actor_probe(name: str, actor: Any, silent_s: float | None = None) -> Probe:
         return None
 
     return probe
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 @contextmanager

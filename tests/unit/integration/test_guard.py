@@ -203,6 +203,24 @@ ray.get(waiting)
     assert ended(process) == (1, "wavalign: lost") and clean(tmp_path, temp)
 
 
+def test_a_ray_that_died_is_named_before_what_died_with_it(tmp_path: Path) -> None:
+    code = f"""{RAY}
+import psutil
+guard.watch(WatchdogConfig(poll_interval_s=0.2))
+time.sleep(2)
+[child] = [child for child in psutil.Process().children(True) if child.name() == "raylet"]
+child.kill()
+try:
+    ray.get(waiting)
+except Exception as error:
+    guard.finish(error)
+"""
+    process, temp = driver(tmp_path, code)
+    status, line = ended(process)
+    assert status == 1 and line.startswith("wavalign: Ray's node process (raylet, process") and GO_ON in line
+    assert clean(tmp_path, temp)
+
+
 def test_a_job_ends_well_though_ray_does_not_answer(tmp_path: Path) -> None:
     code = f"""{RAY}
 asked = module._in_thread(lambda: ray.get(waiting))

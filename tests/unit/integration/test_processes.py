@@ -48,6 +48,15 @@ def test_a_dead_one(engine: subprocess.Popen) -> None:
     assert watch.look() == f"a rollout engine's process (VLLM::EngineCore, process {engine.pid}) has died"
 
 
+def test_one_of_some_is_dead(engine: subprocess.Popen) -> None:
+    watch = Processes(Clock(), stopped_s=60)
+    assert watch.look() is None and watch.dead(("VLLM::",)) is None
+    engine.kill(), engine.wait()
+    assert watch.dead(("raylet", "gcs_server")) is None
+    told = watch.dead(("raylet", "VLLM::"))
+    assert told == f"a rollout engine's process (VLLM::EngineCore, process {engine.pid}) has died"
+
+
 def test_a_stopped_one_and_one_that_goes_on(engine: subprocess.Popen) -> None:
     watch = Processes(clock := Clock(), stopped_s=60)
     assert watch.look() is None

@@ -231,6 +231,33 @@ def test_a_mailbox_that_fails_is_no_problem() -> None:
     assert dog.problem is None and dog.stop is None
 
 
+def test_an_actor_that_ray_cannot_reach_is_not_called_dead_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Ray's node process its actors are unreachable first; the driver names what has died."""
+    import ray
+    from ray.exceptions import ActorUnavailableError
+
+    from wavalign_ext.trainer import watchdog
+
+    now, fails = 100.0, True
+
+    def get(_: object) -> None:
+        if fails:
+            raise ActorUnavailableError("no connection", None)
+
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now)
+    monkeypatch.setattr(ray, "wait", lambda refs, timeout: (refs, []))
+    monkeypatch.setattr(ray, "get", get)
+    probe = watchdog.actor_probe("worker 0", SimpleNamespace(__ray_ready__=SimpleNamespace(remote=object)))
+    assert probe() is None
+    now += watchdog.UNREACHED_S + 1
+    told = probe()
+    assert told is not None and told.startswith("worker 0 cannot be reached (")
+    fails = False
+    assert probe() is None
+    fails = True
+    assert probe() is None
+
+
 def test_actors_of_ray() -> None:
     import ray
 
