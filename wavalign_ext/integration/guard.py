@@ -29,6 +29,7 @@ STOP_S = 120.0  # for the checkpoint of a run that was asked to stop
 SHUTDOWN_S = 20.0  # for Ray's own end
 HEAR_S = 2.0  # for a word of the task runner's
 GLANCE_S = 0.25  # between two glances at the names in /dev/shm: who maps a new one can be gone a second later
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RAYS_OWN = ("raylet", "gcs_server")
 NOTE_EVERY = 12  # looks between two notes of what is left if this process is killed
 
@@ -61,19 +62,32 @@ class Guard:
     # --- while the run goes on ------------------------------------------------------------------------------------
 
     def take_signals(self) -> None:
-        """From the main thread."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        """From the main thread. A thread of its own hears them at once; that one may be inside Ray for a second, in
+        which two signals are one."""
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        _let_python_take()
+        threading.Thread(target=self._hear_signals, args=(heard,), name="wavalign-signals", daemon=True).start()
+
+    def _hear_signals(self, pipe: int) -> None:
+        while True:
+            for number in os.read(pipe, 64):
+                if number in SIGNALS:
+                    self._on_signal(number)
 
     def watch(self, settings: WatchdogConfig) -> None:
         """Begin to look at the run. Before Ray starts."""
+        from ray._private import worker
+
+        worker._post_init_hooks.append(_let_python_take)  # Ray takes SIGTERM, and ends the process
         self.settings = settings
         for name, work in (("guard", self._watch), ("glance", self._glance)):
             thread = threading.Thread(target=work, name=f"wavalign-{name}", daemon=True)
             self.threads.append(thread)
             thread.start()
 
-    def _on_signal(self, number: int, _: Any) -> None:
+    def _on_signal(self, number: int) -> None:
         name, again = signal.Signals(number).name, self.signal is not None
         self.signal = self.signal or number
         if again or not _ray_runs():
@@ -226,6 +240,12 @@ class Guard:
         kill([process for process in self.children.values() if process.is_running()])
         leftovers.clean({**self.lock.owner, "shared_memory": sorted(self.segments), "session": session})
         self.lock.release()
+
+
+def _let_python_take() -> None:
+    """Have Python note these signals, and do nothing about them in the main thread."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
 
 
 class Ear:

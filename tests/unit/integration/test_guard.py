@@ -221,6 +221,31 @@ except Exception as error:
     assert clean(tmp_path, temp)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "status", "line"),
+    [
+        ([signal.SIGTERM], 143, "ended by SIGTERM before a checkpoint was written"),
+        ([signal.SIGINT, signal.SIGINT], 130, "ended at once by SIGINT"),
+    ],
+)
+def test_signals_while_the_driver_is_inside_ray(
+    tmp_path: Path, numbers: list[signal.Signals], status: int, line: str
+) -> None:
+    """Ray takes SIGTERM when it starts; in its calls Python sees two signals of one kind as one."""
+    # One signal finds nobody to ask for a checkpoint; two come while the task runner makes up its mind.
+    asked = "" if len(numbers) == 1 else "module.Mailbox = lambda: time.sleep(60)"
+    code = f"guard.watch(WatchdogConfig())\n{RAY}\n{asked}\nprint('up', flush=True)\nray.get(waiting)"
+    process, temp = driver(tmp_path, code)
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "up":
+        assert process.poll() is None
+    time.sleep(0.5)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.05)
+    assert ended(process) == (status, f"wavalign: {line}: {GO_ON}") and clean(tmp_path, temp)
+
+
 def test_a_job_ends_well_though_ray_does_not_answer(tmp_path: Path) -> None:
     code = f"""{RAY}
 asked = module._in_thread(lambda: ray.get(waiting))
