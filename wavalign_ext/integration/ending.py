@@ -4,6 +4,8 @@ import re
 import time
 from collections.abc import Callable
 
+from wavalign_ext.integration.processes import lasting
+
 GO_ON = "start it again to go on from its last checkpoint"
 SEEN = 300  # characters of another library's message in the last line
 
@@ -33,7 +35,8 @@ def last_line(error: BaseException) -> str:
     # Ray's errors of a lost process begin with a sentence; a traceback ends with what was raised.
     told = lines[-1] if lines[0].startswith(("Traceback", "ray::", "\x1b")) else lines[0]
     if actor := re.search(r"class_name: (\S+)", str(cause)):
-        told = f"{actor.group(1).rpartition('.')[2]} has died ({told[:SEEN].rstrip('.')})."
+        name = actor.group(1).rpartition(".")[2]
+        told = f"{lasting(f'ray::{name}') or name} has died ({told[:SEEN].rstrip('.')})."
     if type(cause).__module__.startswith("ray"):
         return f"Ray says: {told[:SEEN]} The worker's own lines stand above; {GO_ON}"
     if isinstance(cause, ValueError) and type(cause).__module__.startswith("wavalign_ext"):
