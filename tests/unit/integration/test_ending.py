@@ -40,7 +40,8 @@ class RayLost(Exception):
         ),
         (
             RayLost("The actor died unexpectedly.\n\tclass_name: cls.<locals>.WorkerDict"),
-            f"Ray says: a training worker has died (The actor died unexpectedly). The worker's own lines stand above; {GO_ON}",
+            "Ray says: a training worker has died (The actor died unexpectedly). "
+            f"The worker's own lines stand above; {GO_ON}",
         ),
         (ValueError(""), f"ValueError: no message. Its traceback is above; {GO_ON}"),
     ],
