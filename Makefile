@@ -43,7 +43,7 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(RUN) -m pytest $(SPREAD) -m "not gpu and not faults" $(ARGS)
 
-# make test-faults   what breaks real jobs: 50 faults, and a long run with one every 20 steps; hours
+# make test-faults   what breaks real jobs: 48 faults, and a long run with one every 20 steps; hours
 test-faults: $(STAMP)
 	$(RUN) -m pytest tests/faults -s $(ARGS)
 

@@ -22,7 +22,7 @@ from wavalign_ext.config import WatchdogConfig
 from wavalign_ext.integration import leftovers
 from wavalign_ext.integration.ending import GO_ON, AwakeClock, last_line
 from wavalign_ext.integration.mailbox import BEAT, PROBLEM, STOP, Mailbox
-from wavalign_ext.integration.processes import Processes, kill, living, shared_memory, suspend, title
+from wavalign_ext.integration.processes import Processes, kill, living, send, shared_memory, title
 from wavalign_ext.integration.run_lock import RunLock
 
 STOP_S = 120.0  # for the checkpoint of a run that was asked to stop
@@ -225,7 +225,7 @@ class Guard:
         self.over.set()
         session = _session()
         if not gently:  # else it starts others while they are killed
-            suspend([process for process in living() if title(process).startswith("raylet")])
+            send([process for process in living() if title(process).startswith("raylet")], signal.SIGSTOP)
         with self._noting:
             self._look_at_children()
             self.segments |= {f"/dev/shm/{name}" for name in shared_names() if _named_by(name) in self.children}

@@ -4,6 +4,7 @@ Ray reports a dead actor to whoever asks it something, and nobody reports a stop
 """
 
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -119,20 +120,16 @@ def shared_memory(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
-def suspend(processes: list[psutil.Process]) -> None:
-    """Let these do nothing more."""
+def send(processes: list[psutil.Process], number: signal.Signals) -> None:
+    """A signal to each that is still there."""
     for process in processes:
         try:
-            process.suspend()
+            process.send_signal(number)
         except psutil.Error:
             continue
 
 
 def kill(processes: list[psutil.Process]) -> None:
     """End these at once; a stopped one as well."""
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.Error:
-            continue
+    send(processes, signal.SIGKILL)
     psutil.wait_procs(processes, timeout=10)
