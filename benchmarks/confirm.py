@@ -90,15 +90,17 @@ def tables(docs: Path) -> None:
 
 
 def audio(folder: Path, docs: Path, seed: int) -> None:
-    """Rewrite the table of answers in docs/evidence.md and the sounds in docs/audio, from the runs of one seed."""
+    """Rewrite the table of answers in docs/evidence.md and the sounds in docs/audio, from the runs of one seed.
+
+    Both stay as they are where a recipe has not run with it: the rows of a table are of one model.
+    """
+    files = {recipe: _answers(folder, recipe, seed) for recipe in ("start", *RECIPES)}
+    if missing := [recipe for recipe, file in files.items() if file is None]:
+        print(f"the table of answers stays as it is: {folder} has none of {', '.join(missing)} with seed {seed}")
+        return
     lines: list[list[str]] = []
-    for recipe in ("start", *RECIPES):
-        where = folder / Run(RECIPES[0] if recipe == "start" else recipe, seed).name / "validation"
-        steps = sorted(int(path.stem) for path in where.glob("*.jsonl"))
-        if not steps:
-            continue
-        step = 0 if recipe == "start" else steps[-1]
-        said = map(json.loads, (where / f"{step}.jsonl").read_text().splitlines())
+    for recipe, file in files.items():
+        said = map(json.loads, file.read_text().splitlines())
         rows = sorted(
             (row for row in said if row["question_audio"] and row.get("wav")), key=lambda r: r["question_audio"]
         )
@@ -108,10 +110,17 @@ def audio(folder: Path, docs: Path, seed: int) -> None:
         for number, row in enumerate(rows):
             sound = docs / "audio" / f"{recipe}_{number}.mp3"
             sound.parent.mkdir(exist_ok=True)
-            soundfile.write(sound, *soundfile.read(where / row["wav"]))
+            soundfile.write(sound, *soundfile.read(file.parent / row["wav"]))
             cells.append(f'{row["text"]} <audio controls preload="none" src="../audio/{sound.name}"></audio>')
         lines.append([recipe, *cells])
     _between(AUDIO_MARKS, docs, _markdown(lines))
+
+
+def _answers(folder: Path, recipe: str, seed: int) -> Path | None:
+    """The last held-out answers of a recipe's run; those of the start lie beside the first recipe's."""
+    where = folder / Run(RECIPES[0] if recipe == "start" else recipe, seed).name / "validation"
+    steps = sorted(int(path.stem) for path in where.glob("*.jsonl") if (path.stem == "0") == (recipe == "start"))
+    return where / f"{steps[-1]}.jsonl" if steps else None
 
 
 def _markdown(lines: list[list[str]]) -> str:

@@ -127,7 +127,9 @@ class Victim:
             # Ray's logs stay, and the compiler's cache.
             kept = ("ray", "torchinductor_")
             found += [str(path) for path in self.temp.glob("*") if not path.name.startswith(kept)]
-            found += [str(path) for name in (".lock", whole.ASIDE) if (path := self.folder / name).exists()]
+            found += [str(path) for path in (self.folder / ".lock",) if path.exists()]
+            # A file of this name is a fault's own.
+            found += [str(path) for path in (self.folder / whole.ASIDE,) if path.is_dir()]
             if not found or time.monotonic() > ends:
                 return found
             time.sleep(0.5)

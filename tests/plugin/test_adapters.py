@@ -1,10 +1,8 @@
 """LoRA adapters on a bf16 base learn at the recipe's learning rate as they would on an fp32 one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -17,15 +15,8 @@ BF16 = (
 
 
 def train(model: Path, out: Path, *overrides: str, ranks: int = 1) -> dict:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
-    command += ["--master_addr=127.0.0.1", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(model), str(STEPS), str(out), *overrides],
-        env=dict(os.environ, VERL_PLATFORM="cpu", OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    arguments = [str(model), str(STEPS), str(out), *overrides]
+    done = forked.run(SCRIPT, *arguments, ranks=ranks, VERL_PLATFORM="cpu", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-8000:]
     return torch.load(out, weights_only=False)
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 import two_at_once
@@ -60,20 +61,16 @@ def drawn(pairs: int = 9, anchors: bool = False, vocabulary: int = 64) -> dict[s
     return {"pairs": made, "order": list(range(pairs)), "beta": 0.5} | kind
 
 
-def run(command: list[str], case: dict[str, Any], out: Path, **more: str) -> dict[str, Any]:
-    out.with_suffix(".json").write_text(json.dumps(case))
-    environment = dict(os.environ, VERL_PLATFORM="cpu", OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1") | more
-    command = [str(out.with_suffix(".json")) if part == "CASE" else part for part in command]
-    done = two_at_once.run(command, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-8000:]
-    return torch.load(out, weights_only=False)
+ENVIRONMENT = {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def replay(model: Path, reference: Path, case: dict[str, Any], out: Path, ranks: int = 1, micro: str = "1") -> Any:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
-    command += ["--master_addr=127.0.0.1", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
-    command += [str(HERE / "replay_dpo.py"), str(model), str(reference), "CASE", micro, str(out)]
-    return run(command, case, out)
+    told = out.with_suffix(".json")
+    told.write_text(json.dumps(case))
+    arguments = [str(model), str(reference), str(told), micro, str(out)]
+    done = forked.run(HERE / "replay_dpo.py", *arguments, ranks=ranks, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-8000:]
+    return torch.load(out, weights_only=False)
 
 
 def same(found: dict[str, Any], wanted: dict[str, Any], relative: float) -> None:
@@ -118,9 +115,12 @@ def test_trl_says_so_today(model: Path, reference: Path, first_step: Any, tmp_pa
     installed = subprocess.run(install, capture_output=True, text=True, timeout=300)
     if installed.returncode:
         pytest.skip(f"{TRL} cannot be installed: {installed.stderr.strip()[-200:]}")
-    command = [sys.executable, str(HERE / "trl_dpo.py"), str(model), str(reference), "CASE", str(tmp_path / "trl.pt")]
+    (tmp_path / "case.json").write_text(json.dumps(drawn()))
+    told = [model, reference, tmp_path / "case.json", tmp_path / "trl.pt"]
     path = os.pathsep.join([str(tmp_path / "trl"), os.environ.get("PYTHONPATH", "")])
-    theirs = run(command, drawn(), tmp_path / "trl.pt", PYTHONPATH=path)
+    given = os.environ | ENVIRONMENT | {"PYTHONPATH": path}
+    subprocess.run([sys.executable, HERE / "trl_dpo.py", *told], env=given, check=True, timeout=300)
+    theirs = torch.load(tmp_path / "trl.pt", weights_only=False)
     said = {"by": TRL, "loss": theirs["loss"], "gradient_norms": norms(theirs)}
     if os.environ.get("WAVALIGN_STORE"):
         STORED.write_text(json.dumps(said, indent=1) + "\n")

@@ -1,11 +1,9 @@
 """A two-stream model in verl's training worker: what it scores, what it learns, what a text-only preference leaves."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 
@@ -31,17 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replay(model: Path, out: Path, *overrides: str, ranks: int = 1, micro: str = "2", **environment: str) -> Any:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
-    command += ["--master_addr=127.0.0.1", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
-    path = os.pathsep.join([str(HERE.parent / "support"), os.environ.get("PYTHONPATH", "")])
-    given = dict(os.environ, VERL_PLATFORM="cpu", OMP_NUM_THREADS="1", PYTHONPATH=path) | environment
-    done = subprocess.run(
-        [*command, str(HERE / "replay_pairs.py"), str(model), micro, str(out), *KL, *overrides],
-        env=given,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"} | environment
+    arguments = [str(model), micro, str(out), *KL, *overrides]
+    done = forked.run(HERE / "replay_pairs.py", *arguments, ranks=ranks, **environment)
     assert done.returncode == 0, done.stderr[-8000:]
     return torch.load(out, weights_only=False)
 

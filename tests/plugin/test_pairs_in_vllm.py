@@ -1,12 +1,10 @@
 """Both streams' log-probs in stock vLLM are those of the taught model, whatever the engine does with the requests."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 HERE = Path(__file__).parent
@@ -15,10 +13,9 @@ NEAR = 1e-5
 
 def run(which: str, folder: Path, **shape: Any) -> dict[str, Any]:
     out = folder / "found.json"
-    path = os.pathsep.join([str(HERE.parent / "support"), os.environ.get("PYTHONPATH", "")])
-    given = {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "SHAPE": json.dumps(shape)}
-    command = [sys.executable, str(HERE / "pairs_in_vllm.py"), which, str(folder / "model"), str(out)]
-    done = subprocess.run(command, env=os.environ | given, capture_output=True, text=True, timeout=600)
+    given = {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "SHAPE": json.dumps(shape)}
+    arguments = [which, str(folder / "model"), str(out)]
+    done = forked.run(HERE / "pairs_in_vllm.py", *arguments, timeout=600, **given)
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads(out.read_text())
 

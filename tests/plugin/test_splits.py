@@ -1,12 +1,11 @@
 """The same mini-batch on one rank and on two, in micro-batches of 1, 2, 4 and dynamic: the same gradient and λ."""
 
 import functools
-import os
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import two_at_once
@@ -23,14 +22,10 @@ KL = ("wavalign.kl.text=0.05", "wavalign.kl.speech=0.02")
 
 @functools.cache
 def replay(model: Path, ranks: int, micro: str, *overrides: str, one_pass: bool = True) -> dict:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
-    command += ["--master_addr=127.0.0.1", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0"]
-    environment = dict(os.environ, VERL_PLATFORM="cpu", OMP_NUM_THREADS="1", ONE_PASS=str(int(one_pass)))
+    environment = {"VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "ONE_PASS": str(int(one_pass))}
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "out.pt")
-        done = two_at_once.run(
-            [*command, str(REPLAY), str(model), micro, out, *KL, *overrides], timeout=300, env=environment
-        )
+        done = forked.run(REPLAY, str(model), micro, out, *KL, *overrides, ranks=ranks, **environment)
         assert done.returncode == 0, done.stderr[-8000:]
         return torch.load(out, weights_only=False)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -47,3 +48,13 @@ def test_a_group_runs_on_one_process_jobs_first(tmp_path: Path) -> None:
     assert workers["job1"] == workers["job2"]
     names = [name for name, _, _ in lines]
     assert "job1" in names[:2] and set(names[-3:]) & {"a"} and names.index("a") > names.index("b")
+
+
+def test_a_forked_script_is_told_its_rank_and_fails_as_itself(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys\nprint(os.environ['RANK'], os.environ['ASKED'], *sys.argv[1:], flush=True)\n")
+    done = forked.run(script, "one", ranks=2, ASKED="so")
+    assert done.returncode == 0 and sorted(done.stdout.splitlines()) == ["0 so one", "1 so one"]
+    script.write_text("import os\nassert os.environ['RANK'] == '0', 'on purpose'\nimport time\ntime.sleep(100)\n")
+    done = forked.run(script, ranks=2)  # the rank that waits for the other is ended
+    assert done.returncode == 1 and "AssertionError: on purpose" in done.stderr

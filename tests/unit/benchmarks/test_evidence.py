@@ -70,9 +70,11 @@ def test_a_run_takes_the_place_of_its_older_self_and_of_no_other(
     ]
 
 
-def test_every_recipe_is_heard_on_the_same_questions(tmp_path: Path) -> None:
-    runs = [(plan.Run("sft_anchor", 2), step) for step in (0, 30)] + [(plan.Run("wavalign", 2), 30)]
-    for run, step in runs:
+def test_every_recipe_is_heard_on_the_same_questions(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """And a table that would lack a recipe is not written in the place of a whole one."""
+    *runs, last = [(plan.Run("sft_anchor", 2), 0)] + [(plan.Run(recipe, 2), 30) for recipe in confirm.RECIPES]
+
+    def answers(run: plan.Run, step: int) -> None:
         where = tmp_path / run.name / "validation"
         where.mkdir(parents=True, exist_ok=True)
         lines = []
@@ -84,14 +86,21 @@ def test_every_recipe_is_heard_on_the_same_questions(tmp_path: Path) -> None:
             lines[-1]["wav"] = f"{step}_{n}.wav"
         lines.append({"question_audio": None, "question": "unheard", "text": "", "wav": lines[0]["wav"]})
         (where / f"{step}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (tmp_path / "evidence.md").write_text("\n".join(confirm.AUDIO_MARKS.format(end) for end in ("start", "end")))
+
+    for run, step in runs:
+        answers(run, step)
+    marks = "\n".join(confirm.AUDIO_MARKS.format(end) for end in ("start", "end"))
+    (tmp_path / "evidence.md").write_text(marks)
+    confirm.audio(tmp_path, tmp_path, 2)
+    assert (tmp_path / "evidence.md").read_text() == marks and not (tmp_path / "audio").exists()
+    assert f"has none of {last[0].recipe} with seed 2" in capsys.readouterr().out
+    answers(*last)
     confirm.audio(tmp_path, tmp_path, 2)
     page = (tmp_path / "evidence.md").read_text()
     assert "| recipe | question 0 | question 4 | question 8 |" in page
-    assert [line.split(" <audio")[0] for line in page.splitlines()[4:7]] == [
+    assert [line.split(" <audio")[0] for line in page.splitlines()[4:11]] == [
         "| start | sft_anchor 0",
-        "| sft_anchor | sft_anchor 30",
-        "| wavalign | wavalign 30",
+        *(f"| {recipe} | {recipe} 30" for recipe in confirm.RECIPES),
     ]
     wave, rate = soundfile.read(tmp_path / "audio" / "wavalign_2.mp3")
     assert rate == 16000 and len(wave) >= 1600 and abs(wave).max() > 0.05

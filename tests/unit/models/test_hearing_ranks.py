@@ -1,22 +1,18 @@
 """Two ranks of FSDP2, one of them without audio: gradients are those of one process, and nobody waits for ever."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from ears_world import build
-
-HERE = Path(__file__).parents[2] / "support"
 
 
 @pytest.mark.parametrize("quiet", ["1", "0"])
 def test_a_rank_without_audio_stays_in_step(tmp_path: Path, quiet: str) -> None:
     build(tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, str(tmp_path), quiet]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    done = forked.run(Path(__file__), str(tmp_path), quiet, ranks=2, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     worst, projector = map(float, done.stdout.splitlines()[-1].split())
     assert worst < 1e-5 and projector > 0
@@ -66,6 +62,4 @@ def worker(rank: int, folder: str, quiet: int) -> None:
 
 
 if __name__ == "__main__":
-    import torch.multiprocessing
-
-    torch.multiprocessing.spawn(worker, (sys.argv[1], int(sys.argv[2])), nprocs=2)
+    worker(int(os.environ["RANK"]), sys.argv[1], int(sys.argv[2]))
