@@ -94,8 +94,9 @@ def audio(folder: Path, docs: Path, seed: int) -> None:
 
     Both stay as they are where a recipe has not run with it: the rows of a table are of one model.
     """
-    files = {recipe: _answers(folder, recipe, seed) for recipe in ("start", *RECIPES)}
-    if missing := [recipe for recipe, file in files.items() if file is None]:
+    found = {recipe: _answers(folder, recipe, seed) for recipe in ("start", *RECIPES)}
+    files = {recipe: file for recipe, file in found.items() if file is not None}
+    if missing := found.keys() - files.keys():
         print(f"the table of answers stays as it is: {folder} has none of {', '.join(missing)} with seed {seed}")
         return
     lines: list[list[str]] = []
