@@ -96,7 +96,7 @@ def audio(folder: Path, docs: Path, seed: int) -> None:
     """
     found = {recipe: _answers(folder, recipe, seed) for recipe in ("start", *RECIPES)}
     files = {recipe: file for recipe, file in found.items() if file is not None}
-    if missing := found.keys() - files.keys():
+    if missing := [recipe for recipe in found if recipe not in files]:
         print(f"the table of answers stays as it is: {folder} has none of {', '.join(missing)} with seed {seed}")
         return
     lines: list[list[str]] = []

@@ -231,7 +231,7 @@ FAULTS = [
         "scale changed",
         "another reward.scale: .*→",
         resumes=True,
-        overrides=("wavalign.reward.scale=[0,1]",),
+        overrides=("wavalign.reward.scale=[0,5]",),
     ),
     Fault("data changed", "another data", resumes=True, overrides=("data.train_files=${data.val_files}",)),
     Fault(

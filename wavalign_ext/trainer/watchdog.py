@@ -259,14 +259,18 @@ def server_probe(name: str, address: str, heartbeat_timeout_s: float) -> Probe:
 
 
 def actor_probe(name: str, actor: Any, silent_s: float | None = None) -> Probe:
-    """Whether Ray says that an actor is dead, or it has not answered for ``silent_s`` (None: it may be busy).
+    """Whether Ray says that an actor is dead, or its event loop has not answered for ``silent_s`` (None: it has none).
 
     One ping is under way at a time: a busy actor answers it later.
     """
     import ray
     from ray.exceptions import ActorUnavailableError, RayError
 
-    ping, asked = actor.__ray_ready__.remote(), time.monotonic()
+    def ask() -> Any:
+        # Ray answers __ray_ready__ beside a loop that is blocked, and reads the arguments of a call in the loop.
+        return actor.__ray_ready__.remote() if silent_s is None else actor.__ray_call__.remote(_answer)
+
+    ping, asked = ask(), time.monotonic()
     unreached: float | None = None
 
     def probe() -> str | None:
@@ -282,7 +286,7 @@ def actor_probe(name: str, actor: Any, silent_s: float | None = None) -> Probe:
                     return f"{name} cannot be reached ({_first_line(error)})"
             except RayError as error:
                 return f"{name} has died ({_first_line(error)})"
-            ping, asked = actor.__ray_ready__.remote(), now
+            ping, asked = ask(), now
             return None
         silent = time.monotonic() - asked
         if silent_s is not None and silent > silent_s:
@@ -290,6 +294,10 @@ def actor_probe(name: str, actor: Any, silent_s: float | None = None) -> Probe:
         return None
 
     return probe
+
+
+def _answer(actor: Any) -> None:
+    """What a ping runs in the actor."""
 
 
 def _first_line(error: Exception) -> str:

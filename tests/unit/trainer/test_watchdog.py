@@ -1,5 +1,6 @@
 """A lost worker ends the block that waits for it, with its name, soon; a healthy one does not."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -283,5 +284,37 @@ def test_actors_of_ray() -> None:
         with pytest.raises(WorkerLost, match="worker 0 has died"):
             with Watchdog([probe], poll_interval_s=0.2):
                 ray.get(stuck.work.remote(60))  # nothing here fails: only the watchdog ends it
+    finally:
+        ray.shutdown()
+
+
+def test_an_actor_whose_event_loop_is_blocked_is_named_and_a_busy_one_is_not() -> None:
+    import ray
+
+    from wavalign_ext.trainer.watchdog import actor_probe
+
+    @ray.remote(num_cpus=0)
+    class Worker:
+        async def wait(self) -> None:
+            await asyncio.sleep(60)
+
+        async def block(self) -> None:
+            time.sleep(60)
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        busy, blocked = Worker.remote(), Worker.remote()
+        probes = [actor_probe(name, actor, 1.5) for name, actor in {"busy": busy, "blocked": blocked}.items()]
+        ray.get([actor.__ray_ready__.remote() for actor in (busy, blocked)])
+        assert [probe() for probe in probes] == [None, None]
+        work = [busy.wait.remote(), blocked.block.remote()]
+        found: list[str] = []
+        ends = time.monotonic() + 30
+        while not found and time.monotonic() < ends:
+            time.sleep(0.2)
+            found = [said for probe in probes if (said := probe()) is not None]
+        assert len(work) == 2 and len(found) == 1
+        assert found[0].startswith("blocked has not answered for") and "a reward term" in found[0]
+        assert probes[0]() is None
     finally:
         ray.shutdown()
