@@ -35,6 +35,7 @@ class Victim:
         parts = [str(HERE), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         given = dict(PYTHONPATH=os.pathsep.join(filter(None, parts)), VERL_PLATFORM="cpu", TMPDIR=str(self.temp))
         self.began, self.hurt_at = time.monotonic(), 0.0
+        self.took_s = 0.0
         self.segments: set[str] = set()
         self.children: dict[int, psutil.Process] = {}
         with open(self.log, "w") as log:
@@ -100,6 +101,7 @@ class Victim:
         while self.process.poll() is None:
             self.look()
             if time.monotonic() > ends:
+                self.took_s = limit_s
                 self.kill()
                 raise AssertionError(f"it did not end within {limit_s} s:\n{self.output[-3000:]}")
             time.sleep(0.3)

@@ -9,6 +9,7 @@ from harness import Fault, Victim, driver, killed, stopped
 
 from wavalign_ext.checkpoints import whole
 
+KILLED_DRIVER = "killed driver, started again"
 GO_ON = "start it again to go on from its last checkpoint"
 STEP_2 = r"step:1 - "  # the line of step 1: step 2 is sampling
 UP = r"ray init kwargs"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness import Fault, Victim
-from table import FAULTS
+from table import FAULTS, KILLED_DRIVER
 
 from wavalign_ext.checkpoints import whole
 
@@ -46,6 +46,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path, ignore_errors=True)
 
 
+def tell(name: str, victim: Victim, status: int | None, left: list[str]) -> None:
+    """What verdicts.py reads; status None: it has not ended in time."""
+    print(f"FAULT {json.dumps({'name': name, 'status': status, 's': round(victim.took_s, 1), 'left': left})}")
+    print(f"      {victim.lines[-1]}")
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 def test_fault(fault: Fault, folder: Path, pocket: Path, request: pytest.FixtureRequest) -> None:
     if fault.resumes:
@@ -61,11 +67,13 @@ def test_fault(fault: Fault, folder: Path, pocket: Path, request: pytest.Fixture
             victim.hurt_at = time.monotonic()
         status = victim.wait(fault.within_s)
         left = victim.left()
+    except AssertionError:
+        tell(fault.name, victim, None, [])
+        raise
     finally:
         if victim.process.poll() is None:
             victim.kill()
-    print(f"FAULT {json.dumps({'name': fault.name, 'status': status, 's': round(victim.took_s, 1), 'left': left})}")
-    print(f"      {victim.lines[-1]}")
+    tell(fault.name, victim, status, left)
     assert status == fault.status, victim.output[-4000:]
     assert victim.lines[-1].startswith("wavalign: ") and re.search(fault.line, victim.lines[-1]), victim.lines[-5:]
     for pattern in fault.said:
@@ -90,9 +98,11 @@ def test_a_driver_that_was_killed(folder: Path, pocket: Path) -> None:
     victim.process.wait()
     time.sleep(5)  # Ray's processes follow their driver
     again = Victim(folder)
-    assert again.wait(300) == 0, again.output[-3000:]
+    status = again.wait(300)
+    tell(KILLED_DRIVER, again, status, left := again.left())
+    assert status == 0, again.output[-3000:]
     assert re.search(r"resumed step [12] ", again.output) and whole.saved_steps(folder) == [3, 4]
-    assert again.left() == []
+    assert left == []
     ours = [path for path in victim.left() if "/ray/" not in path]
     assert ours == []
     victim.forget(), again.forget()
