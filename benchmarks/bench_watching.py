@@ -55,7 +55,8 @@ def main() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Well)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"127.0.0.1:{server.server_port}"
-    probes = [actor_probe(f"actor {n}", actor) for n, actor in enumerate(actors)]
+    silent_s = 2 * settings.heartbeat_timeout_s  # each is asked as a reward worker is, which costs most
+    probes = [actor_probe(f"actor {n}", actor, silent_s) for n, actor in enumerate(actors)]
     probes.append(server_probe("the server", address, settings.heartbeat_timeout_s))
     mailbox, watch = Mailbox(), Processes(time.monotonic, settings.heartbeat_timeout_s)
     parts = {
