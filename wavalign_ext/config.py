@@ -251,7 +251,8 @@ class WatchdogConfig(Section):
     poll_interval_s: float = Field(default=5.0, gt=0)
     """Seconds between two looks at the workers."""
     heartbeat_timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds without an answer after which a worker counts as lost."""
+    """Seconds without an answer after which a worker counts as lost; twice as many where reward terms or agent loops
+    run, whose event loop something may hold up."""
     step_timeout_s: float | None = Field(default=None, gt=0)
     """The most seconds that a step may take. Null: by the run's own pace; each phase of a step (rollouts, training,
     weights, saving, validation) may take ten times its longest so far, and at least two minutes."""

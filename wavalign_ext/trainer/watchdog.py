@@ -290,7 +290,8 @@ def actor_probe(name: str, actor: Any, silent_s: float | None = None) -> Probe:
             return None
         silent = time.monotonic() - asked
         if silent_s is not None and silent > silent_s:
-            return f"{name} has not answered for {silent:.0f} s: something blocks it, such as a reward term"
+            why = "something blocks it, such as a reward term (wavalign.watchdog.heartbeat_timeout_s sets the limit)"
+            return f"{name} has not answered for {silent:.0f} s: {why}"
         return None
 
     return probe
