@@ -3,8 +3,9 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -288,33 +289,37 @@ def test_actors_of_ray() -> None:
         ray.shutdown()
 
 
-def test_an_actor_whose_event_loop_is_blocked_is_named_and_a_busy_one_is_not() -> None:
+def test_an_actor_whose_event_loop_is_blocked_is_named_and_a_busy_one_is_not(
+    tmp_path: Path, clock: SimpleNamespace
+) -> None:
     import ray
-
-    from wavalign_ext.trainer.watchdog import actor_probe
 
     @ray.remote(num_cpus=0)
     class Worker:
-        async def wait(self) -> None:
-            await asyncio.sleep(60)
+        async def wait(self, begun: Path) -> None:
+            begun.touch()
+            await asyncio.sleep(1000)
 
-        async def block(self) -> None:
-            time.sleep(60)
+        async def block(self, begun: Path) -> None:
+            begun.touch()
+            time.sleep(1000)
+
+    def until(done: Callable[[], bool]) -> None:
+        ends = time.monotonic() + 120
+        while not done():
+            assert time.monotonic() < ends
+            time.sleep(0.05)
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         busy, blocked = Worker.remote(), Worker.remote()
-        probes = [actor_probe(name, actor, 1.5) for name, actor in {"busy": busy, "blocked": blocked}.items()]
-        ray.get([actor.__ray_ready__.remote() for actor in (busy, blocked)])
+        work = [busy.wait.remote(tmp_path / "busy"), blocked.block.remote(tmp_path / "blocked")]
+        until(lambda: (tmp_path / "busy").exists() and (tmp_path / "blocked").exists())
+        probes = [watchdog.actor_probe(name, actor, 120) for name, actor in (("busy", busy), ("blocked", blocked))]
         assert [probe() for probe in probes] == [None, None]
-        work = [busy.wait.remote(), blocked.block.remote()]
-        found: list[str] = []
-        ends = time.monotonic() + 30
-        while not found and time.monotonic() < ends:
-            time.sleep(0.2)
-            found = [said for probe in probes if (said := probe()) is not None]
-        assert len(work) == 2 and len(found) == 1
-        assert found[0].startswith("blocked has not answered for") and "a reward term" in found[0]
-        assert probes[0]() is None
+        clock.now += 121
+        until(lambda: probes[0]() is None)
+        said = probes[1]()
+        assert said is not None and said.startswith("blocked has not answered for 121 s") and len(work) == 2
     finally:
         ray.shutdown()
