@@ -32,8 +32,8 @@ TURNS = [
 ]
 
 
-def started(folder: Path) -> Victim:
-    metrics = folder.with_suffix(".metrics.jsonl")
+def started(folder: Path, number: int = 0) -> Victim:
+    metrics = folder.with_suffix(f".{number:03}.metrics.jsonl")  # verl begins the file anew with each start
     overrides = ["trainer.logger=[console,file]", f"trainer.total_training_steps={STEPS}", "trainer.save_freq=2"]
     return Victim(folder, *overrides, VERL_FILE_LOGGER_PATH=str(metrics))
 
@@ -54,7 +54,8 @@ def memory(victim: Victim) -> dict[str, float]:
 
 def metrics(folder: Path) -> dict[int, dict[str, Any]]:
     """By step; a step that was made again counts as it was made last."""
-    lines = folder.with_suffix(".metrics.jsonl").read_text().splitlines()
+    files = sorted(folder.parent.glob(f"{folder.name}.*.metrics.jsonl"))
+    lines = [line for file in files for line in file.read_text().splitlines()]
     return {line["step"]: line["data"] for line in map(json.loads, lines)}
 
 
@@ -62,7 +63,7 @@ def disturbed(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """Runs to the end in spite of ``TURNS``; memory by step of each start."""
     turns, step = itertools.cycle(TURNS), 0
     while step < STEPS:
-        victim, (title, number) = started(folder), next(turns)
+        victim, (title, number) = started(folder, step), next(turns)
         step += EVERY
         if step >= STEPS:
             victim.wait_for(rf"step:{STEPS - 1} - ", limit_s=60 * STEPS)
@@ -88,6 +89,7 @@ def test_faults_leave_no_trace_in_what_is_learnt(pocket: Path, tmp_path: Path) -
     assert calm.left() == []
     calm.forget()
     seen = dict(disturbed(tmp_path / "hurt"))
+    print(f"SOAK {json.dumps(seen)}")
     one, other = metrics(tmp_path / "calm"), metrics(tmp_path / "hurt")
     assert sorted(one) == sorted(other) == list(range(1, STEPS + 1))
     for step in one:
@@ -96,7 +98,6 @@ def test_faults_leave_no_trace_in_what_is_learnt(pocket: Path, tmp_path: Path) -
         asked = [sorted(json.loads(row)["question_audio"] for row in some) for some in rows]
         assert asked[0] == asked[1], step
     assert whole.newest_whole(tmp_path / "hurt") == (STEPS, [])
-    print(f"SOAK {json.dumps(seen)}")
     late = {step: found for step, found in seen.items() if step >= SETTLED}
     for kind in {kind for found in late.values() for kind in found}:
         sizes = [found[kind] for found in late.values() if kind in found]

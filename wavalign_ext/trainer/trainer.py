@@ -173,10 +173,12 @@ class WavAlignTrainer(PPOTrainerSync):
 
     def _validate(self) -> dict[str, float]:
         self.pace.enter("the validation", self.global_steps)
+        self.stoppable = True  # it may take long
         metrics = super()._validate()
         self.checkpoint_manager.sleep_replicas()
         metrics.update(held_out_nll(self))
         self.checkpoint_manager.update_weights(self.global_steps)
+        self.stoppable = False  # until what was found is logged
         return metrics
 
     def _val_metrics_update(self, data_sources: Any, sample_uids: Any, infos: dict, turns: Any, **kwargs: Any) -> dict:
@@ -193,9 +195,7 @@ class WavAlignTrainer(PPOTrainerSync):
             return
         assert self.savable is not None
         self.pace.enter("the checkpoint", self.global_steps)
-        self.stoppable = False
         self.saving.save(self, *self.savable)
-        self.stoppable = True
 
     def _hold(self, step: int) -> None:
         """From here to the next update the workers hold ``step``, and this is what a checkpoint of it needs."""
@@ -237,6 +237,7 @@ class WavAlignTrainer(PPOTrainerSync):
     def on_step_begin(self) -> None:
         super().on_step_begin()
         self.pace.enter("the rollouts", self.global_steps)
+        self.stoppable = True  # and no earlier: the step before is logged and dumped by now
         self.prompts.clear()
 
     def on_step_end(self) -> None:
@@ -259,7 +260,6 @@ class WavAlignTrainer(PPOTrainerSync):
         if self.health.problem is None:
             self.saving.confirm()
             self._hold(self.global_steps)
-        self.stoppable = True
         return batch
 
     def _submit_batch_to_rollout(self, batch: Any) -> int:
