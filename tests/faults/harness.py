@@ -129,9 +129,8 @@ class Victim:
             # Ray's logs stay, and the compiler's cache.
             kept = ("ray", "torchinductor_")
             found += [str(path) for path in self.temp.glob("*") if not path.name.startswith(kept)]
-            found += [str(path) for path in (self.folder / ".lock",) if path.exists()]
-            # A file of this name is a fault's own.
-            found += [str(path) for path in (self.folder / whole.ASIDE,) if path.is_dir()]
+            lock, aside = self.folder / ".lock", self.folder / whole.ASIDE  # a file there is a fault's own
+            found += [str(path) for path, there in ((lock, lock.exists()), (aside, aside.is_dir())) if there]
             if not found or time.monotonic() > ends:
                 return found
             time.sleep(0.5)
